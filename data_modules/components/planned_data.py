@@ -1,4 +1,4 @@
-"""A LightningDataModule whose training steps are planned: the corpus, its plan, resume by integer."""
+"""A data module whose training steps are planned: its corpus, its plan, resume by an integer."""
 
 import hashlib
 import warnings
