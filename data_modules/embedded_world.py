@@ -50,7 +50,7 @@ class EmbeddedWorld(PlannedData):
         max_text_files: library files to read; None: all.
     """
 
-    name = "embedded_world"
+    corpus_name = "embedded_world"
 
     def __init__(
         self,

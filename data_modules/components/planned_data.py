@@ -37,7 +37,7 @@ class PlannedData(LightningDataModule):
         max_corrupt_fraction: of all documents; more corrupt ones stop the run.
     """
 
-    name: str
+    corpus_name: str
     """Begins the names of its corpora's folders."""
     corpus: Corpus
     plan: Plan
@@ -104,7 +104,7 @@ class PlannedData(LightningDataModule):
     @property
     def corpus_folder(self) -> Path:
         """Where the corpus that was asked for lies, or will."""
-        return self.data_dir / f"{self.name}-{digest(repr(self.asked_for()).encode())}"
+        return self.data_dir / f"{self.corpus_name}-{digest(repr(self.asked_for()).encode())}"
 
     def prepare_data(self) -> None:
         """Write the corpus unless it is there."""
