@@ -48,6 +48,17 @@ class Document:
     num_vision_tokens: int = 0
     num_patches: int = 0
 
+    def cut(self, num_tokens: int) -> None:
+        """Drop what lies behind the first ``num_tokens``.
+
+        Raises:
+            ValueError: if media stand there: their files would have no placeholders left.
+        """
+        if self.media and len(self.input_ids) > num_tokens:
+            raise ValueError(f"a document with media and over {num_tokens} tokens cannot be cut")
+        self.input_ids = self.input_ids[:num_tokens]
+        self.loss_mask = self.loss_mask[:num_tokens]
+
     def record(self) -> Record:
         """Lay the document out for LitData."""
         files = [file for item in self.media for file in item]
@@ -141,14 +152,16 @@ def interleaved_document(
     return from_rendered(written, parts, tokenizer)
 
 
-def dialogue_document(messages: Sequence[Message], tokenizer: Tokenizer) -> Document:
+def dialogue_document(
+    messages: Sequence[Message], tokenizer: Tokenizer, *, tools: Sequence[dict[str, Any]] = ()
+) -> Document:
     """Return a dialogue in the chat format, of which only the assistant's words are trained.
 
     Which question a picture is asked cannot be told from the picture: training on questions too
     left counting at chance after 100 steps of 64 pictures, where answers alone reached 63 %.
     """
     parts = [part for message in messages for part in message.parts]
-    return from_rendered(render(messages, tokenizer), parts, tokenizer)
+    return from_rendered(render(messages, tokenizer, tools=tools), parts, tokenizer)
 
 
 def from_rendered(rendered: Rendered, parts: Sequence[Any], tokenizer: Tokenizer) -> Document:

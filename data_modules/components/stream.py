@@ -106,7 +106,7 @@ class PlannedLoader:
     """
 
     def __init__(
-        self, steps: PlannedSteps, *, num_workers: int, max_corrupt_documents: float
+        self, steps: Dataset[Step], *, num_workers: int, max_corrupt_documents: float
     ) -> None:
         self.steps, self.num_workers = steps, num_workers
         self.max_corrupt_documents = max_corrupt_documents
@@ -116,7 +116,7 @@ class PlannedLoader:
 
     def __len__(self) -> int:
         """Steps of the run, also those before ``next_step``."""
-        return len(self.steps)
+        return len(self.steps)  # pyright: ignore[reportArgumentType]
 
     def __iter__(self) -> Iterator[list[PackedBatch]]:
         """Yield each step's microbatches.
@@ -127,7 +127,7 @@ class PlannedLoader:
         loader = DataLoader(
             self.steps,
             batch_size=None,
-            sampler=range(self.next_step, len(self.steps)),
+            sampler=range(self.next_step, len(self)),
             num_workers=self.num_workers,
             worker_init_fn=settle_worker,
             multiprocessing_context="fork" if self.num_workers else None,
