@@ -1,0 +1,68 @@
+"""A pool of gloo processes that stays for the session: starting one costs more than most cases."""
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from typing import Any
+
+PRELOADED = ["torch.distributed.fsdp", "lightning", "moonlit.phases.joint_pretraining"]
+
+
+class Ranks:
+    """Calling it runs a function on every rank and returns all answers."""
+
+    def __init__(self, num_ranks: int) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.pipes: list[Connection] = []
+        self.processes = []
+        for rank in range(num_ranks):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=serve, args=(rank, num_ranks, port, theirs))
+            process.daemon = True
+            process.start()
+            self.pipes.append(ours)
+            self.processes.append(process)
+
+    def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
+        for pipe in self.pipes:
+            pipe.send((function, args, kwargs))
+        answers = [pipe.recv() for pipe in self.pipes]
+        if failures := [text for failed, text in answers if failed]:
+            raise AssertionError("\n".join(failures))
+        return [answer for _, answer in answers]
+
+    def close(self) -> None:
+        for pipe in self.pipes:
+            pipe.close()
+        for process in self.processes:
+            process.join(timeout=10)
+
+
+def serve(rank: int, num_ranks: int, port: int, pipe: Connection) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), NODE_RANK="0",
+        LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(num_ranks),
+    )  # fmt: skip
+    torch.distributed.init_process_group(
+        "gloo", rank=rank, world_size=num_ranks, timeout=timedelta(seconds=60)
+    )
+    while True:
+        try:
+            function, args, kwargs = pipe.recv()
+        except EOFError:
+            os._exit(0)
+        try:
+            pipe.send((False, function(*args, **kwargs)))
+        except BaseException:
+            pipe.send((True, f"rank {rank}:\n{traceback.format_exc()}"))
