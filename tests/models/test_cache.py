@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from moonlit.models.cache import LatentCache
+from moonlit.models.cache import CachedSequence, CacheFullError, LatentCache
 from moonlit.models.decoding import greedy, greedy_batch
 from moonlit.models.kimi import Kimi
 from moonlit.models.shapes import DecoderShape
@@ -25,19 +25,21 @@ def cached_logits(model: Kimi, cache: LatentCache, pieces: list[Tensor]) -> Tens
     """Logits of one row whose documents continue the selected sequences."""
     row = packed(pieces)
     starts = [
-        torch.full((len(piece),), past)
-        for piece, past in zip(pieces, cache.selected_lengths, strict=True)
+        torch.full((len(piece),), sequence.length)
+        for piece, sequence in zip(pieces, cache.selected, strict=True)
     ]
     row["position_ids"] = row["position_ids"] + torch.cat(starts)
     return model.logits(model(**row, cache=cache).hidden_TD)
 
 
+@pytest.mark.parametrize("page_tokens", [1, 4, 64])
 @pytest.mark.parametrize("shape", [DECODER, DIRECT_QUERIES], ids=["q_lora", "direct_queries"])
-def test_cached_decoding_equals_the_full_forward(shape: DecoderShape):
+def test_cached_decoding_equals_the_full_forward(shape: DecoderShape, page_tokens: int):
     """Catches: a wrong absorbed projection, scale, position, or a token that misses itself."""
     model = tiny_model(shape).eval()
     documents = [text(13), text(9), text(11)]
-    cache = LatentCache(shape, num_sequences=3, capacity=2)  # grows on the way
+    cache = LatentCache(shape, page_tokens=page_tokens)
+    cache.select([CachedSequence() for _ in documents])
     # Prefill by 5, 1 and 3 tokens; then uneven pieces; then one token each.
     cuts = [[5, 2, 1, 1, 4], [1, 2, 3, 1, 2], [3, 2, 4, 1, 1]]
     pieces = [document.split(lengths) for document, lengths in zip(documents, cuts, strict=True)]
@@ -54,15 +56,83 @@ def test_cached_decoding_equals_the_full_forward(shape: DecoderShape):
 def test_a_released_sequence_is_forgotten_and_the_others_are_not():
     model = tiny_model().eval()
     old, kept, new = text(7), text(5), text(4)
-    cache = LatentCache(DECODER, num_sequences=2)
+    cache = LatentCache(DECODER, page_tokens=2)
+    old_sequence, kept_sequence, new_sequence = (CachedSequence() for _ in range(3))
+    cache.select([old_sequence, kept_sequence])
     cached_logits(model, cache, [old, kept[:4]])
 
-    cache.release(0)
-    cache.select([1, 0])  # in another order than stored
+    cache.release(old_sequence)
+    cache.select([kept_sequence, new_sequence])
     logits = cached_logits(model, cache, [kept[4:], new])
 
     expected = torch.cat([full_logits(model, kept)[4:], full_logits(model, new)])
     torch.testing.assert_close(logits, expected, rtol=0, atol=FP32)
+    cache.release(kept_sequence)
+    cache.release(new_sequence)
+    assert cache.num_pages_in_use == 0
+
+
+@pytest.mark.parametrize("page_tokens", [1, 3, 4, 64])
+def test_forks_share_pages_until_they_write(page_tokens: int):
+    """Catches: a fork that writes into its twin's page, a shared page read for one of them only."""
+    model = tiny_model().eval()
+    prompt, other = text(10), text(3)
+    tails = [text(5), text(5), text(5)]
+    cache = LatentCache(DECODER, page_tokens=page_tokens)
+    first, apart = CachedSequence(), CachedSequence()
+    cache.select([first, apart])
+    cached_logits(model, cache, [prompt, other])
+    in_use = cache.num_pages_in_use
+    twins = [first, cache.fork(first), cache.fork(first)]
+    assert cache.num_pages_in_use == in_use
+
+    cache.select([*twins[1:], apart, first])
+    order = [tails[1], tails[2], text(5), tails[0]]
+    steps = [
+        cached_logits(model, cache, list(step))
+        for step in zip(*(tail.split(1) for tail in order), strict=True)
+    ]
+
+    got = torch.stack(steps, dim=1)
+    for place, tail in ((0, tails[1]), (1, tails[2]), (3, tails[0])):
+        expected = full_logits(model, torch.cat([prompt, tail]))[10:]
+        torch.testing.assert_close(got[place], expected, rtol=0, atol=FP32)
+    for sequence in cache.selected:
+        cache.release(sequence)
+    assert cache.num_pages_in_use == 0
+
+
+def test_a_truncated_sequence_goes_on_otherwise_and_leaves_its_twin_alone():
+    model = tiny_model().eval()
+    prompt, tail, twin_tail = text(9), text(6), text(2)
+    cache = LatentCache(DECODER, page_tokens=4)
+    sequence = CachedSequence()
+    cache.select([sequence])
+    cached_logits(model, cache, [prompt])
+    twin = cache.fork(sequence)
+
+    cache.truncate(sequence, 6)
+    cache.select([sequence, twin])
+    logits = cached_logits(model, cache, [tail, twin_tail])
+
+    expected = [
+        full_logits(model, torch.cat([prompt[:6], tail]))[6:],
+        full_logits(model, torch.cat([prompt, twin_tail]))[9:],
+    ]
+    torch.testing.assert_close(logits, torch.cat(expected), rtol=0, atol=FP32)
+
+
+def test_a_full_cache_says_so_and_takes_nothing():
+    model = tiny_model().eval()
+    cache = LatentCache(DECODER, page_tokens=4, max_tokens=10)
+    first, second = CachedSequence(), CachedSequence()
+    cache.select([first])
+    cached_logits(model, cache, [text(6)])
+
+    cache.select([first, second])
+    with pytest.raises(CacheFullError, match="1 of 3 pages left, but 2 are needed"):
+        cached_logits(model, cache, [text(1), text(5)])
+    assert (first.length, second.length, cache.num_pages_in_use) == (6, 0, 2)
 
 
 def test_greedy_batch_equals_one_by_one_and_the_full_forward():
@@ -90,9 +160,11 @@ def test_greedy_batch_equals_one_by_one_and_the_full_forward():
 
 def test_a_row_must_have_one_document_per_selected_sequence():
     model = tiny_model().eval()
-    cache = LatentCache(DECODER, num_sequences=3)
+    cache = LatentCache(DECODER)
+    sequences = [CachedSequence() for _ in range(3)]
+    cache.select(sequences)
 
     with pytest.raises(ValueError, match="2 documents but 3 sequences"):
         model(**packed([text(2), text(3)]), cache=cache)
-    with pytest.raises(ValueError, match="distinct and below 3"):
-        cache.select([0, 3])
+    with pytest.raises(ValueError, match="selected twice"):
+        cache.select([sequences[0], sequences[0]])

@@ -3,23 +3,53 @@
 The key projection is absorbed into the query and the value projection into the output, so that all
 heads attend to the same narrow rows, as in multi-query attention.
 
-Axes: T new tokens, B sequences, N new tokens of each sequence in a batch, C cached tokens, H heads,
-Dn and Dr head widths without and with rotary position, Dv value width, R latent width, W = R + Dr.
+Axes: T new tokens of a row, N new tokens of one sequence, C its cached tokens, H heads, Dn and Dr
+head widths without and with rotary position, Dv value width, R latent width, W = R + Dr.
 """
+
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from moonlit.models.cache import LatentCache
+from moonlit.models.paged import PageTable, attend_to_pages
 from moonlit.models.segments import Segments
+
+QUERY_BLOCK = 256  # new tokens of one score matrix
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CachedRow:
+    """A cache with room for the row, and where each of the row's tokens goes."""
+
+    cache: LatentCache
+    slot_of_token: Int[Tensor, " T"]
+    is_fresh: bool
+    """Whether no document has a past."""
+    table: PageTable | None
+    """Where every document has one new token: who reads which pages."""
+
+    @classmethod
+    def reserve(cls, cache: LatentCache, segments: Segments) -> "CachedRow":
+        """Make room in the cache for the row."""
+        slot_of_token = cache.reserve(segments)
+        is_fresh = not any(sequence.length for sequence in cache.selected)
+        is_step = not is_fresh and max(segments.lengths) == 1
+        return cls(
+            cache=cache,
+            slot_of_token=slot_of_token,
+            is_fresh=is_fresh,
+            table=PageTable.of(cache, cache.selected) if is_step else None,
+        )
 
 
 def absorbed_attention(
     q_nope: Float[Tensor, "T H Dn"],
     q_rope: Float[Tensor, "T H Dr"],
     kv_weight: Float[Tensor, "H Dn_plus_Dv R"],
-    cache: LatentCache,
+    row: CachedRow,
     layer: int,
     segments: Segments,
     *,
@@ -29,45 +59,58 @@ def absorbed_attention(
 
     The layer's new latents must already be written. Source: DeepSeek-V2, arXiv:2405.04434, App. C.
     """
-    w_key, w_value = kv_weight.split(
-        [q_nope.shape[-1], kv_weight.shape[1] - q_nope.shape[-1]], dim=1
-    )
-    q_latent_THR = torch.einsum("thn,hnr->thr", q_nope, w_key)
-    q_THW = torch.cat([q_latent_THR, q_rope], dim=-1)
-
-    outputs, first = [], 0
-    rows_of_runs = [length * count for length, count in segments.runs]
-    for (_, count), q_run in zip(segments.runs, q_THW.split(rows_of_runs), strict=True):
-        sequences = cache.selected[first : first + count]
-        past = [cache.lengths[sequence] for sequence in sequences]
-        outputs.append(
-            attend_to_latents(
-                q_run.unflatten(0, (count, -1)),
-                cache.history(layer, sequences, max(past) + segments.lengths[first]),
-                torch.tensor(past, device=q_run.device),
-                latent_width=kv_weight.shape[-1],
-                scale=scale,
-            ).flatten(0, 1)
+    key_width, latent_width = q_nope.shape[-1], kv_weight.shape[-1]
+    q_latent_HTR = torch.bmm(q_nope.transpose(0, 1), kv_weight[:, :key_width])
+    q_THW = torch.cat([q_latent_HTR.transpose(0, 1), q_rope], dim=-1)
+    if row.table is not None:
+        storage = row.cache.storage[layer]
+        mixed_THR = attend_to_pages(
+            q_THW, storage, row.table, latent_width=latent_width, scale=scale
         )
-        first += count
-    return torch.einsum("thr,hvr->thv", torch.cat(outputs), w_value)
+    else:
+        mixed_THR = attend_one_by_one(
+            q_THW, row.cache, layer, segments, latent_width=latent_width, scale=scale
+        )
+    out_HTDv = torch.bmm(mixed_THR.transpose(0, 1), kv_weight[:, key_width:].mT)
+    return out_HTDv.transpose(0, 1)
 
 
-def attend_to_latents(
-    q: Float[Tensor, "B N H W"],
-    latents: Float[Tensor, "B C W"],
-    past: Int[Tensor, " B"],
+def attend_one_by_one(
+    q: Float[Tensor, "T H W"],
+    cache: LatentCache,
+    layer: int,
+    segments: Segments,
     *,
     latent_width: int,
     scale: float,
-) -> Float[Tensor, "B N H R"]:
-    """Mix latents: new token n of sequence b sees its first ``past[b] + n + 1``."""
-    num_new, num_heads = q.shape[1:3]
-    position_C = torch.arange(latents.shape[1], device=q.device)
-    last_BN = past[:, None] + torch.arange(num_new, device=q.device)
-    hidden_BN1C = position_C > last_BN[..., None, None]
+) -> Float[Tensor, "T H R"]:
+    """Mix latents where documents continue by several tokens, such as a tool's result."""
+    outputs = []
+    for sequence, q_NHW in zip(cache.selected, q.split(list(segments.lengths)), strict=True):
+        for first, q_block in enumerate(q_NHW.split(QUERY_BLOCK)):
+            past = sequence.length + first * QUERY_BLOCK
+            latents_CW = cache.history(layer, sequence, past + len(q_block))
+            outputs.append(
+                attend_to_latents(q_block, latents_CW, past, latent_width=latent_width, scale=scale)
+            )
+    return torch.cat(outputs)
 
-    scores_BNHC = (q.flatten(1, 2) @ latents.mT).unflatten(1, (num_new, num_heads)) * scale
-    weights_BNHC = scores_BNHC.float().masked_fill(hidden_BN1C, -torch.inf).softmax(dim=-1)
-    mixed = weights_BNHC.to(latents.dtype).flatten(1, 2) @ latents[..., :latent_width]
-    return mixed.unflatten(1, (num_new, num_heads))
+
+def attend_to_latents(
+    q: Float[Tensor, "N H W"],
+    latents: Float[Tensor, "C W"],
+    past: int,
+    *,
+    latent_width: int,
+    scale: float,
+) -> Float[Tensor, "N H R"]:
+    """Mix latents: new token n sees the first ``past + n + 1``."""
+    num_new, num_heads, _ = q.shape
+    position_C = torch.arange(len(latents), device=q.device)
+    last_N = past + torch.arange(num_new, device=q.device)
+    hidden_N1C = position_C > last_N[:, None, None]
+
+    scores_NHC = (q.flatten(0, 1) @ latents.mT).unflatten(0, (num_new, num_heads)).float() * scale
+    weights_NHC = scores_NHC.masked_fill_(hidden_N1C, -torch.inf).softmax(dim=-1)
+    mixed = weights_NHC.to(latents.dtype).flatten(0, 1) @ latents[:, :latent_width]
+    return mixed.unflatten(0, (num_new, num_heads))

@@ -11,9 +11,8 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
 
-from moonlit.models.absorbed import absorbed_attention
+from moonlit.models.absorbed import CachedRow, absorbed_attention
 from moonlit.models.attention_logits import logit_bounds, max_logits
-from moonlit.models.cache import LatentCache
 from moonlit.models.layers import Linear, RMSNorm
 from moonlit.models.rope import rotate, softmax_scale
 from moonlit.models.segments import SegmentAttention, Segments
@@ -28,26 +27,7 @@ class PackedRow:
     rotation: Complex[Tensor, "T pairs"]
     modality: Int[Tensor, " T"]
     """0 text, 1 vision."""
-    cached: "CachedRow | None" = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CachedRow:
-    """A cache with room for the row, and where each of its tokens goes."""
-
-    cache: LatentCache
-    sequence_of_token: Int[Tensor, " T"]
-    position_of_token: Int[Tensor, " T"]
-
-    @classmethod
-    def reserve(cls, cache: LatentCache, segments: Segments) -> "CachedRow":
-        """Make room in the cache for the row."""
-        sequence, position = cache.reserve(segments)
-        return cls(cache=cache, sequence_of_token=sequence, position_of_token=position)
-
-    def write(self, layer: int, latents: Float[Tensor, "T W"]) -> None:
-        """Store one layer's latents of the row."""
-        self.cache.storage[layer][self.sequence_of_token, self.position_of_token] = latents
+    cached: CachedRow | None = None
 
 
 class MultiHeadLatentAttention(nn.Module):
@@ -98,15 +78,17 @@ class MultiHeadLatentAttention(nn.Module):
         q_nope, q_rope = self.queries(x, row)
         latent, k_rope = self.latents(x, row)
         if row.cached is not None:
-            row.cached.write(self.layer, torch.cat([latent, k_rope[:, 0]], dim=-1))
-        if row.cached is None or row.cached.cache.is_fresh:
+            row.cached.cache.write(
+                self.layer, row.cached.slot_of_token, torch.cat([latent, k_rope[:, 0]], dim=-1)
+            )
+        if row.cached is None or row.cached.is_fresh:
             out_THDv = self.expanded_attention(q_nope, q_rope, latent, k_rope, row)
         else:
             out_THDv = absorbed_attention(
                 q_nope,
                 q_rope,
                 self.kv_b_proj.weight.unflatten(0, (self.num_heads, -1)),
-                row.cached.cache,
+                row.cached,
                 self.layer,
                 row.segments,
                 scale=self.scale,

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from moonlit.models.cache import LatentCache
+from moonlit.models.cache import CachedSequence, LatentCache
 from moonlit.models.kimi import Kimi
 
 
@@ -57,25 +57,24 @@ def greedy_batch(
     device = prompts[0].device
     cache = LatentCache(
         model.decoder_shape,
-        num_sequences=len(prompts),
-        capacity=max(map(len, prompts)) + max_new_tokens,
         dtype=model.language_model.lm_head.weight.dtype,
         device=device,
     )
     banned = torch.tensor(sorted(banned_ids), dtype=torch.long, device=device)
+    sequences = [CachedSequence() for _ in prompts]
     continuations: list[list[int]] = [[] for _ in prompts]
     alive, new_tokens = list(range(len(prompts))), list(prompts)
     with evaluation_mode(model):
         for _ in range(max_new_tokens):
-            cache.select(alive)
+            cache.select([sequences[place] for place in alive])
             next_ids = next_tokens(model, new_tokens, features, cache, banned).tolist()
             features = None  # all placeholders are in the prompts
-            for sequence, token in zip(alive, next_ids, strict=True):
-                continuations[sequence].append(token)
-            alive = [sequence for sequence in alive if continuations[sequence][-1] not in stop_ids]
+            for place, token in zip(alive, next_ids, strict=True):
+                continuations[place].append(token)
+            alive = [place for place in alive if continuations[place][-1] not in stop_ids]
             if not alive:
                 break
-            new_tokens = [torch.tensor(continuations[s][-1:], device=device) for s in alive]
+            new_tokens = [torch.tensor(continuations[place][-1:], device=device) for place in alive]
     return continuations
 
 
@@ -102,8 +101,8 @@ def next_tokens(
     device = new_tokens[0].device
     position_ids = torch.cat(
         [
-            torch.arange(past, past + new, device=device)
-            for past, new in zip(cache.selected_lengths, lengths, strict=True)
+            torch.arange(sequence.length, sequence.length + new, device=device)
+            for sequence, new in zip(cache.selected, lengths, strict=True)
         ]
     )
     cu_seqlens = torch.tensor([0, *lengths], device=device).cumsum(0)

@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from moonlit.batch import PackedMedia
-from moonlit.models.attention import CachedRow, PackedRow
+from moonlit.models.absorbed import CachedRow
+from moonlit.models.attention import PackedRow
 from moonlit.models.cache import LatentCache
 from moonlit.models.decoder import DecoderOutput, LanguageModel
 from moonlit.models.rope import decoder_rotation
