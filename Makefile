@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 
-.PHONY: setup train test slow check lock clean
+.PHONY: setup megablocks train test slow check lock clean
 
 setup: $(VENV)/.ready
 
@@ -14,6 +14,15 @@ $(VENV)/.ready: requirements.lock pyproject.toml | $(UV)
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
 
+megablocks: $(VENV)/.megablocks
+
+# Without its dependencies (it pins an old torch) and without its CUDA extension (it does not compile
+# with CUDA 13): moonlit.models.moe.megablocks_kernels stands in for it.
+$(VENV)/.megablocks: requirements-megablocks.lock $(VENV)/.ready | $(UV)
+	PYTHONPATH=$(CURDIR)/.ci/without_cuda_extension $(UV) pip install --quiet --python $(BIN)/python \
+	  --no-deps --no-build-isolation --require-hashes -r requirements-megablocks.lock
+	touch $@
+
 .uv/bin/uv:
 	$(PYTHON) -m venv .uv
 	.uv/bin/pip install --quiet uv
@@ -21,10 +30,10 @@ $(VENV)/.ready: requirements.lock pyproject.toml | $(UV)
 train: setup
 	$(BIN)/moonlit train
 
-test: setup
+test: setup megablocks
 	$(BIN)/pytest -n auto
 
-slow: setup
+slow: setup megablocks
 	$(BIN)/pytest -m slow --durations=10
 
 check: setup

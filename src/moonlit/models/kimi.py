@@ -25,7 +25,7 @@ class Kimi(nn.Module):
     Args:
         decoder: numbers of the language model.
         vision: numbers of the encoder, or None for a text-only model.
-        experts: ``grouped_mm`` or ``reference``.
+        experts: ``grouped_mm``, ``megablocks`` (CUDA, ``make megablocks``) or ``reference``.
         attention: ``sdpa`` or ``xformers`` (CUDA).
     """
 

@@ -10,11 +10,16 @@ from torch import Tensor, nn
 from moonlit.models.layers import SwiGLU
 from moonlit.models.moe.experts import Experts
 from moonlit.models.moe.grouped_experts import GroupedExperts
+from moonlit.models.moe.megablocks_experts import MegaBlocksExperts
 from moonlit.models.moe.router import Router, Routing
 from moonlit.models.segments import Segments
 from moonlit.models.shapes import DecoderShape
 
-EXPERTS: dict[str, type[Experts]] = {"reference": Experts, "grouped_mm": GroupedExperts}
+EXPERTS: dict[str, type[Experts]] = {
+    "reference": Experts,
+    "grouped_mm": GroupedExperts,
+    "megablocks": MegaBlocksExperts,
+}
 
 
 class MoELayer(nn.Module):
