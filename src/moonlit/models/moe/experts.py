@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from moonlit.models.layers import INIT_STD
 
@@ -28,6 +29,16 @@ class Experts(nn.Module):
         for weight in self.parameters():
             nn.init.normal_(weight, std=INIT_STD)
 
+    @staticmethod
+    def local(stack: Tensor) -> Tensor:
+        """Return this rank's experts of a stack that is dealt out over ranks, or all of them."""
+        return stack.to_local() if isinstance(stack, DTensor) else stack
+
+    @property
+    def stacks(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Gate, up and down weights of the experts on this rank."""
+        return self.local(self.w_gate_EDF), self.local(self.w_up_EDF), self.local(self.w_down_EFD)
+
     def forward(
         self,
         x: Float[Tensor, "T D"],
@@ -35,11 +46,12 @@ class Experts(nn.Module):
         expert_ids: Int[Tensor, "T K"],
     ) -> Float[Tensor, "T D"]:
         """Return the weighted sum of each token's chosen experts."""
+        gate_EDF, up_EDF, down_EFD = self.stacks
         y_TD = torch.zeros_like(x)
-        for expert in range(len(self.w_up_EDF)):
+        for expert in range(len(up_EDF)):
             token, slot = torch.where(expert_ids == expert)
             rows = x[token]
-            hidden = F.silu(rows @ self.w_gate_EDF[expert]) * (rows @ self.w_up_EDF[expert])
-            weighted = hidden @ self.w_down_EFD[expert] * weights[token, slot, None]
+            hidden = F.silu(rows @ gate_EDF[expert]) * (rows @ up_EDF[expert])
+            weighted = hidden @ down_EFD[expert] * weights[token, slot, None]
             y_TD = y_TD.index_add(0, token, weighted.to(x.dtype))
         return y_TD

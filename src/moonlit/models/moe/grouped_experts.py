@@ -21,7 +21,8 @@ class GroupedExperts(Experts):
         expert_ids: Int[Tensor, "T K"],
     ) -> Float[Tensor, "T D"]:
         """Return the weighted sum of each token's chosen experts."""
-        num_experts, top_k = len(self.w_up_EDF), expert_ids.shape[-1]
+        w_gate_EDF, w_up_EDF, w_down_EFD = self.stacks
+        num_experts, top_k = len(w_up_EDF), expert_ids.shape[-1]
 
         # Dispatch: sort the T*K copies so that each expert sees one contiguous block.
         order_R = expert_ids.flatten().argsort(stable=True)
@@ -32,10 +33,10 @@ class GroupedExperts(Experts):
         x_RD = x.index_select(0, token_of_row_R)
 
         # Compute. The combine weight goes onto the narrow side of the last product.
-        gate_RF = F.grouped_mm(x_RD, self.w_gate_EDF, offs=ends_E)
-        up_RF = F.grouped_mm(x_RD, self.w_up_EDF, offs=ends_E)
+        gate_RF = F.grouped_mm(x_RD, w_gate_EDF, offs=ends_E)
+        up_RF = F.grouped_mm(x_RD, w_up_EDF, offs=ends_E)
         weight_R1 = weights.flatten()[order_R, None].to(x.dtype)
-        y_RD = F.grouped_mm(F.silu(gate_RF) * up_RF * weight_R1, self.w_down_EFD, offs=ends_E)
+        y_RD = F.grouped_mm(F.silu(gate_RF) * up_RF * weight_R1, w_down_EFD, offs=ends_E)
 
         # Combine: add each copy back to its token.
         return torch.zeros_like(x).index_add(0, token_of_row_R, y_RD)

@@ -3,6 +3,8 @@
 Axes: T tokens, S segments, D model width, E experts, K experts per token.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -22,14 +24,23 @@ EXPERTS: dict[str, type[Experts]] = {
 }
 
 
+Mix = Callable[[Experts, SwiGLU, Tensor, Routing], Tensor]
+
+
 class MoELayer(nn.Module):
-    """``shared(x) + sum_k weight_k * expert_k(x)``."""
+    """``shared(x) + sum_k weight_k * expert_k(x)``.
+
+    ``mix`` runs the two; expert parallelism puts one in its place that asks other ranks.
+    """
+
+    mix: Mix
 
     def __init__(self, shape: DecoderShape, *, experts: str) -> None:
         super().__init__()
         if experts not in EXPERTS:
             raise ValueError(f"experts must be one of {sorted(EXPERTS)}, got {experts!r}")
         self.aux_loss_alpha = shape.aux_loss_alpha
+        self.mix = mix_here
         self.gate = Router(
             model_width=shape.model_width,
             num_experts=shape.num_experts,
@@ -50,10 +61,17 @@ class MoELayer(nn.Module):
     ) -> tuple[Float[Tensor, "T D"], Float[Tensor, ""]]:
         """Return the layer's output, without the residual, and its load-balance loss."""
         routing = self.gate(x, modality)
-        y = self.experts(x, routing.weights_TK, routing.expert_ids_TK) + self.shared_experts(x)
+        y = self.mix(self.experts, self.shared_experts, x, routing)
         if self.aux_loss_alpha == 0.0 or not self.training:
             return y, routing.weights_TK.new_zeros(())
         return y, self.aux_loss_alpha * sequence_balance_loss(routing, segments)
+
+
+def mix_here(
+    experts: Experts, shared_experts: SwiGLU, x: Float[Tensor, "T D"], routing: Routing
+) -> Float[Tensor, "T D"]:
+    """Run routed and shared experts that all lie on this rank."""
+    return experts(x, routing.weights_TK, routing.expert_ids_TK) + shared_experts(x)
 
 
 def sequence_balance_loss(routing: Routing, segments: Segments) -> Float[Tensor, ""]:

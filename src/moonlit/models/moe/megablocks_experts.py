@@ -61,11 +61,10 @@ class MegaBlocksExperts(GroupedExperts):
                 f"experts=megablocks needs CUDA, got tensors on {x.device}; use grouped_mm there,"
                 " or set TRITON_INTERPRET=1 to let Triton interpret its kernels (slowly)"
             )
-        num_experts, model_width, expert_width = self.w_gate_EDF.shape
-        sizes = num_experts, model_width, expert_width, expert_ids.shape[1]
-        layer = _dropless_mlp(*sizes, get_ident())
+        w_gate_EDF, w_up_EDF, w_down_EFD = self.stacks
+        layer = _dropless_mlp(*w_gate_EDF.shape, expert_ids.shape[1], get_ident())
         # MegaBlocks keeps w1 (gate) and v1 (up) as [E, F, D] and multiplies with their transposes.
-        lent = {"w1": self.w_gate_EDF.mT, "v1": self.w_up_EDF.mT, "w2": self.w_down_EFD}
+        lent = {"w1": w_gate_EDF.mT, "v1": w_up_EDF.mT, "w2": w_down_EFD}
         vars(layer.mlp).update(lent)
         try:
             return layer(x, None, weights, expert_ids)
