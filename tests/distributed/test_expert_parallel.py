@@ -54,20 +54,22 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def sharded(layout: dict[str, int], experts: str, crowded: bool, dtype: torch.dtype):
-    """Run one step; the loss is scaled as a phase scales it: by the data-parallel ranks."""
+    """Forward and backward of every rank's tokens; gradients are summed over ranks."""
     world = torch.distributed.get_world_size()
     sizes: dict = {"pp": 1, "dp_replicate": 1, "dp_shard": None} | layout
     num_experts = sizes.pop("experts")
     mesh = ProcessMesh(MeshSizes.for_world(world, **sizes), "cpu")
     layer = moe_layer(experts, num_experts, crowded=crowded, dtype=dtype)
     shard_experts(layer, mesh)
+    layer.experts.set_force_sum_reduction_for_comms(True)
+    layer.experts.set_gradient_divide_factor(1.0)
     x = tokens(mesh.data_parallel_rank, dtype).requires_grad_()
     y, loss = loss_sum(layer, x)
-    (loss * mesh.data_parallel_size).backward()
+    loss.backward()
     load = layer.gate.tokens_per_expert_ME.clone()
     torch.distributed.all_reduce(load, group=mesh.group("data"))
     gradients = {n: whole(p.grad) for n, p in layer.experts.named_parameters()}
-    return y.detach(), x.grad / mesh.data_parallel_size, gradients, load
+    return y.detach(), x.grad, gradients, load
 
 
 LAYOUTS = [

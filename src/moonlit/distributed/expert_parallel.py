@@ -26,13 +26,15 @@ from moonlit.models.moe.router import Routing
 
 
 def shard_experts(model: nn.Module, mesh: ProcessMesh, **fsdp: Any) -> None:
-    """Deal the experts of every MoE layer out over ``ep`` and shard the rest of them by FSDP2.
+    """Deal the experts of every MoE layer out over ``ep`` and shard each share by FSDP2.
 
-    Call it once, on a model that holds the same weights on every rank (or none, on the meta
-    device), before ``fully_shard`` of the layers around the experts. Each stack keeps its name and
-    its global shape [E, ...], as a DTensor: cut by experts over ``ep``; over ``dp_shard`` by
-    experts too where they suffice (matrices stay whole, so Muon needs no communication), else
-    by rows.
+    Call it once, before ``fully_shard`` of the layers around the experts, on a model that holds the
+    same weights on every rank (or none, on the meta device). Each stack keeps its name and its
+    global shape [E, ...], as a DTensor: cut by experts over ``ep``; over ``dp_shard`` by experts
+    too where they suffice (matrices stay whole, so that Muon needs no communication), else by rows.
+    Without expert parallelism it leaves the experts to their layers.
+
+    A share's gradient is the sum of what all of ``ep`` sent: set FSDP2 to sum, not to average.
 
     Args:
         model: searched for MoE layers.
@@ -43,10 +45,11 @@ def shard_experts(model: nn.Module, mesh: ProcessMesh, **fsdp: Any) -> None:
         ValueError: if the ranks of ``ep`` do not divide the experts, or those of ``dp_shard``
             neither divide a rank's experts nor their rows.
     """
+    if mesh.size("ep") == 1:
+        return
     for module in model.modules():
         if isinstance(module, MoELayer):
-            if mesh.size("ep") > 1:
-                deal_out(module, mesh)
+            deal_out(module, mesh)
             dim = fsdp_dim(module.experts, mesh.size("dp_shard"))
             fully_shard(
                 module.experts,
@@ -112,12 +115,10 @@ class ExpertParallel:
 
         shared_TD = shared_experts(x)  # while the rows travel
 
-        # Compute. Gradients of these weights gather what all ranks of the group send, while the
-        # step averages them over fewer ranks than the other weights: so they are divided here.
-        arrived_AD = scale_gradient(wait_tensor(arrived_AD), num_ranks)
+        # Compute. The combine weights stay where the tokens are.
+        arrived_AD = wait_tensor(arrived_AD)
         expert_A = expert_of_arrived(arriving_PE)
-        ones_A1 = torch.ones_like(arrived_AD[:, :1])
-        y_AD = scale_gradient(experts(arrived_AD, ones_A1, expert_A[:, None]), 1 / num_ranks)
+        y_AD = experts(arrived_AD, torch.ones_like(arrived_AD[:, :1]), expert_A[:, None])
 
         # Combine: each row's product comes back to where the row was.
         y_RD = self.exchange(y_AD, num_sent, num_arriving)
@@ -142,23 +143,3 @@ def expert_of_arrived(arriving: Int[Tensor, "P e"]) -> Int[Tensor, " A"]:
     num_ranks, num_local = arriving.shape
     local_e = torch.arange(num_local, device=arriving.device).repeat(num_ranks)
     return local_e.repeat_interleave(arriving.flatten())
-
-
-class ScaleGradient(torch.autograd.Function):
-    """Identity whose gradient is multiplied by a factor."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
-        """Return ``x``."""
-        ctx.factor = factor
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Multiply."""
-        return grad * ctx.factor, None
-
-
-def scale_gradient(x: Tensor, factor: float) -> Tensor:
-    """Return ``x``, whose gradient will be multiplied by ``factor``."""
-    return ScaleGradient.apply(x, factor)  # pyright: ignore[reportReturnType]
