@@ -1,0 +1,1 @@
+"""What an agent acts with: tools, toolsets, the sandbox they run in, the facts they search."""
