@@ -96,7 +96,10 @@ class LatentCache:
         return CachedSequence(list(sequence.pages), sequence.length)
 
     def truncate(self, sequence: CachedSequence, length: int) -> None:
-        """Forget a sequence's tokens from ``length`` on."""
+        """Forget a sequence's tokens from ``length`` on, and the room behind them."""
+        if len(sequence.pages) * self.page_tokens - length < self.page_tokens:
+            sequence.length = min(length, sequence.length)
+            return
         kept = -(-length // self.page_tokens)
         for page in sequence.pages[kept:]:
             self._drop(page)
@@ -127,12 +130,15 @@ class LatentCache:
         pairs = list(zip(self.selected, segments.lengths, strict=True))
         self._require_pages(sum(self.num_new_pages(*pair) for pair in pairs))
         slots: list[int] = []
+        taken: list[int] = []
         for sequence, new in pairs:
             if self._writes_into_shared_page(sequence):
                 self._unshare_last_page(sequence)
             while len(sequence.pages) * self.page_tokens < sequence.length + new:
-                sequence.pages.append(self._take())
+                taken.append(self._take())
+                sequence.pages.append(taken[-1])
             slots += self._slots(sequence, new)
+        self._clear(taken)
         return torch.tensor(slots, device=self.storage[0].device)
 
     def advance(self, segments: Segments) -> None:
@@ -197,6 +203,13 @@ class LatentCache:
         page = heapq.heappop(self.free_pages)
         self.holders_of_page[page] = 1
         return page
+
+    def _clear(self, pages: list[int]) -> None:
+        """Zero pages before use: a nan that another sequence left would survive any mask."""
+        if pages:
+            index = torch.tensor(pages, device=self.storage[0].device)
+            for storage in self.storage:
+                storage.index_fill_(0, index, 0.0)
 
     def _drop(self, page: int) -> None:
         self.holders_of_page[page] -= 1

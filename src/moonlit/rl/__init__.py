@@ -1,0 +1,1 @@
+"""Reinforcement learning: engines that sample, and what is made of their samples."""

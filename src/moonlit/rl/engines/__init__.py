@@ -1,0 +1,1 @@
+"""What turns token ids and media into sampled token ids and their log-probabilities."""
