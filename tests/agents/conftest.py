@@ -55,6 +55,11 @@ class Sandbox:
         self.thread.join()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Silence a warning about our shape checks, which sample containers with ``random``."""
+    config.addinivalue_line("filterwarnings", "ignore:Do not use the `random` module")
+
+
 @pytest.fixture(scope="session", params=POLICIES)
 def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     """With every layer, and with those that need no namespaces."""

@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -143,14 +143,15 @@ def shell_class(kernel: Kernel) -> Any:
 
         def __call__(self, result: object = None) -> None:
             if result is not None and not self.quiet():
-                self.shell.user_ns["_"] = result
+                kernel.shell.user_ns["_"] = result
                 kernel.display(result)
 
     class Shell(InteractiveShell):
         displayhook_class = Type(Hook)
 
-        def _tee(self, channel: str) -> contextlib.AbstractContextManager[None]:
-            return contextlib.nullcontext()  # IPython's keeps all that was ever printed
+        @contextlib.contextmanager
+        def _tee(self, channel: str) -> Iterator[None]:
+            yield  # IPython's keeps all that was ever printed
 
         def _showtraceback(self, etype: type, evalue: BaseException, stb: list[str]) -> None:
             print("\n".join(stb).rstrip() if etype is SyntaxError else cell_traceback(evalue))

@@ -1,0 +1,67 @@
+"""Wide-search answers: a table in text, compared with the true one cell by cell and row by row.
+
+The first column is the key. An *item* is a cell named by its row's key and its column; a *row* is
+right when all of its cells are. F1 is over sets, so repeating a row gains nothing.
+Source: WideSearch (arXiv:2508.07999) scores items and rows by F1; here values are compared exactly,
+after normalising spaces and case, so that no judge is needed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Table = Sequence[Sequence[str]]
+"""Rows of cells, the header left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableScore:
+    """How much of a table was found, each in [0, 1]."""
+
+    item_f1: float
+    row_f1: float
+
+
+def score_table(answer: Table, truth: Table) -> TableScore:
+    """Compare two tables; the order of rows does not matter.
+
+    Raises:
+        ValueError: if the true table is empty.
+    """
+    if not truth:
+        raise ValueError("the true table has no rows")
+    answered, true = normalised(answer), normalised(truth)
+    return TableScore(f1(items(answered), items(true)), f1(answered, true))
+
+
+def read_table(text: str, num_columns: int) -> list[list[str]]:
+    """Read the Markdown table of an answer: its rows below the line of dashes.
+
+    Rows of another width are left out; a text without a table has no rows.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip().startswith("|")]
+    rules = [place for place, line in enumerate(lines) if set(line) <= set("|-: ") and "-" in line]
+    if not rules:
+        return []
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[rules[0] + 1 :]]
+    return [row for row in rows if len(row) == num_columns]
+
+
+def write_table(header: Sequence[str], rows: Table) -> str:
+    """Write a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def normalised(table: Table) -> set[tuple[str, ...]]:
+    """Return rows with single spaces and in lower case."""
+    return {tuple(" ".join(cell.lower().split()) for cell in row) for row in table}
+
+
+def items(rows: set[tuple[str, ...]]) -> set[tuple[str, int, str]]:
+    """Return every cell with its key and its column; the key is an item too."""
+    return {(row[0], column, cell) for row in rows for column, cell in enumerate(row)}
+
+
+def f1(answered: set, true: set) -> float:
+    """Harmonic mean of precision and recall."""
+    return 2 * len(answered & true) / (len(answered) + len(true))
