@@ -13,20 +13,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from moonlit.optim.newton_schulz import newton_schulz
+from moonlit.optim.matrix_shards import Piece, batches, on_this_rank, orthogonalized, piece
 from moonlit.optim.parameter_groups import parameter_groups
 from moonlit.optim.qk_clip import QKClip
 
 UPDATE_RMS = 0.2
 """Root mean square of a Muon update in units of the learning rate: the size of AdamW's, so that
 learning rate and weight decay carry over from AdamW."""
-
-BATCH_NUMEL = 2**22
-"""Elements orthogonalised in one batched call, our default: 16 MB stay near a CPU's caches."""
 
 LOOKED_UP = {"embed_tokens", "lm_head", "pos_emb"}
 """Tables whose rows are looked up one by one (and the head, by the report): AdamW's."""
@@ -43,6 +40,10 @@ class MuonClip(torch.optim.Optimizer):
 
     A parameter without a gradient is left untouched, its state included; a frozen one has none.
 
+    Parameters may be sharded (``DTensor``, FSDP2); their state is sharded as they are. AdamW works
+    on shards as they lie; for Muon see ``matrix_shards``. Where ranks hold copies (a replicated
+    encoder, HSDP), each computes the same update.
+
     Args:
         model: the model to train; parameter names decide the algorithm (``matrix_shape``).
         lr: peak learning rate of both algorithms.
@@ -52,7 +53,8 @@ class MuonClip(torch.optim.Optimizer):
         momentum: mu of Muon.
         betas: decay of AdamW's two averages.
         eps: AdamW's.
-        process_group: ranks over which the largest logits are taken; None means all of them.
+        process_group: ranks over which the largest logits are taken where weights are not sharded;
+            None means all of them.
 
     Raises:
         ValueError: if a value is out of its range or nothing in the model is trainable.
@@ -110,28 +112,35 @@ class MuonClip(torch.optim.Optimizer):
 
     def _muon_step(self, group: dict[str, Any]) -> None:
         mu, lr = group["momentum"], group["lr"]
-        for params, grads, shapes in equal_shape_batches(group):
-            momenta = [self._state(p, "momentum") for p in params]
+        for pieces in batches(self._pieces(group)):
+            grads = [one.grad for one in pieces]
+            momenta = [one.momentum for one in pieces]
             torch._foreach_mul_(momenta, mu)
             torch._foreach_add_(momenta, grads)
-            nesterov = torch._foreach_add(grads, momenta, alpha=mu)
-            updates = orthogonalize([u.view(s) for u, s in zip(nesterov, shapes, strict=True)])
-            rms_matching = UPDATE_RMS * max(shapes[0][1:]) ** 0.5
-            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-            torch._foreach_add_(
-                params,
-                [u.view_as(p) for u, p in zip(updates, params, strict=True)],
-                alpha=-lr * rms_matching,
-            )
+            nesterov = list(torch._foreach_add(grads, momenta, alpha=mu))
+            updates = orthogonalized(pieces, nesterov)
+            torch._foreach_mul_([one.param for one in pieces], 1 - lr * group["weight_decay"])
+            for one, update in zip(pieces, updates, strict=True):
+                rms_matching = UPDATE_RMS * max(one.shape[1:]) ** 0.5
+                one.param.add_(update, alpha=-lr * rms_matching)
+
+    def _pieces(self, group: dict[str, Any]) -> Iterator[Piece]:
+        for name, param in zip(group["param_names"], group["params"], strict=True):
+            shape = matrix_shape(name, param.shape)
+            if param.grad is not None and shape is not None:
+                momentum = self._state(param, "momentum")
+                yield piece(
+                    param, param.grad, momentum, shape, stacked="experts" in name.split(".")
+                )
 
     def _adamw_step(self, group: dict[str, Any]) -> None:
         params = [p for p in group["params"] if p.grad is not None]
         beta1, beta2 = group["betas"]
         adamw(
-            params,
-            [p.grad for p in params],
-            [self._state(p, "exp_avg") for p in params],
-            [self._state(p, "exp_avg_sq") for p in params],
+            [on_this_rank(p) for p in params],
+            [on_this_rank(p.grad) for p in params],
+            [on_this_rank(self._state(p, "exp_avg")) for p in params],
+            [on_this_rank(self._state(p, "exp_avg_sq")) for p in params],
             [],
             [self._adamw_step_count(p) for p in params],
             fused=group["fused"],
@@ -186,35 +195,3 @@ def by_algorithm(
     for name, param in named:
         split["adamw" if matrix_shape(name, param.shape) is None else "muon"].append((name, param))
     return split
-
-
-Shape = tuple[int, int, int]
-
-
-def equal_shape_batches(
-    group: dict[str, Any],
-) -> Iterator[tuple[list[Tensor], list[Tensor], list[Shape]]]:
-    """Parameters with their gradients and shapes, by lists that can share one batched call.
-
-    A matrix and its transpose count as equal: Newton-Schulz commutes with transposition.
-    """
-    batches: dict[tuple[int, ...], list[tuple[Tensor, Tensor, Shape]]] = defaultdict(list)
-    for name, param in zip(group["param_names"], group["params"], strict=True):
-        shape = matrix_shape(name, param.shape)
-        if param.grad is not None and shape is not None:
-            batches[tuple(sorted(shape[1:]))].append((param, param.grad, shape))
-    for batch in batches.values():
-        params, grads, shapes = (list(column) for column in zip(*batch, strict=True))
-        yield params, grads, shapes
-
-
-def orthogonalize(stacks: list[Float[Tensor, "_ _ _"]]) -> list[Float[Tensor, "_ _ _"]]:
-    """Newton-Schulz on stacks of matrices of one shape, up to transposition, in batched calls."""
-    tall = [s.shape[1] > s.shape[2] for s in stacks]
-    wide = torch.cat([s.mT if t else s for s, t in zip(stacks, tall, strict=True)])
-    matrices_per_call = max(1, BATCH_NUMEL // wide[0].numel())
-    wide = torch.cat([newton_schulz(part) for part in wide.split(matrices_per_call)])
-    return [
-        part.mT if t else part
-        for part, t in zip(wide.split([len(s) for s in stacks]), tall, strict=True)
-    ]

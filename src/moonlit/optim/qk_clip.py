@@ -11,6 +11,9 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from moonlit.optim.matrix_shards import lengths_of_pieces, on_this_rank, sharded_axes
 
 
 @runtime_checkable
@@ -45,7 +48,8 @@ class QKClip:
     Args:
         model: searched for modules with the attributes of ``LatentAttention``.
         threshold: tau, the largest logit allowed [unitless]; 100 in Kimi K2.
-        process_group: ranks over which a head's largest logit is taken; None means all of them.
+        process_group: ranks over which a head's largest logit is taken where its weights are not
+            sharded; None means all of them. Sharded ones know their ranks.
 
     Raises:
         ValueError: if the threshold is not positive or the model has no such attention.
@@ -82,6 +86,17 @@ class QKClip:
         self.clipped_heads_LH: Bool[Tensor, "L H"] | None = None
         """The heads that the last step clipped."""
 
+    @property
+    def groups(self) -> list[dist.ProcessGroup | None]:
+        """Groups of the ranks that run the same layers on other rows.
+
+        Sharded weights lie on just those: the axes of their mesh. A pipeline's other stages do not.
+        """
+        weight = query_weight(next(iter(self.attentions.values())))
+        if isinstance(weight, DTensor):
+            return list(weight.device_mesh.get_all_groups())
+        return [self.process_group] if dist.is_initialized() else []
+
     def apply(self) -> None:
         """Clip by what was measured since the last call, then begin a new measurement.
 
@@ -91,8 +106,8 @@ class QKClip:
         if not self.attentions:
             return
         max_logits_LH = torch.stack([a.max_logits_H for a in self.attentions.values()])
-        if dist.is_initialized():
-            dist.all_reduce(max_logits_LH, dist.ReduceOp.MAX, group=self.process_group)
+        for group in self.groups:
+            dist.all_reduce(max_logits_LH, dist.ReduceOp.MAX, group=group)
         updated_L = torch.tensor(
             [query_weight(a).grad is not None for a in self.attentions.values()],
             device=max_logits_LH.device,
@@ -108,13 +123,25 @@ class QKClip:
 @torch.no_grad()
 def rescale_heads(attention: LatentAttention, gamma_H: Float[Tensor, " H"]) -> None:
     """Multiply the logits of each head by its ``gamma`` through the weights that make them."""
-    num_heads, nope = attention.num_heads, attention.qk_nope_head_dim
-    gamma_H11 = gamma_H[:, None, None]
-    query_HDR = query_weight(attention).unflatten(0, (num_heads, -1))
-    key_value_HDR = attention.kv_b_proj.weight.unflatten(0, (num_heads, -1))
-    query_HDR[:, :nope] *= gamma_H11.sqrt().to(query_HDR.dtype)
-    query_HDR[:, nope:] *= gamma_H11.to(query_HDR.dtype)
-    key_value_HDR[:, :nope] *= gamma_H11.sqrt().to(key_value_HDR.dtype)
+    query, key_value = query_weight(attention), attention.kv_b_proj.weight
+    for weight, gamma_of_the_rest_H in ((query, gamma_H), (key_value, torch.ones_like(gamma_H))):
+        rows = len(weight) // attention.num_heads
+        factor_HR = gamma_of_the_rest_H[:, None].repeat(1, rows)
+        factor_HR[:, : attention.qk_nope_head_dim] = gamma_H.sqrt()[:, None]
+        factor = rows_on_this_rank(factor_HR.flatten(), weight)
+        on_this_rank(weight).mul_(factor[:, None].to(weight.dtype))
+
+
+def rows_on_this_rank(values: Float[Tensor, " rows"], weight: Tensor) -> Float[Tensor, " _"]:
+    """Cut one value a row as the rows of a weight are cut over ranks."""
+    if not isinstance(weight, DTensor):
+        return values
+    for axis, dim in sharded_axes(weight):
+        if dim != 0:
+            raise ValueError(f"QK-Clip needs weights cut by rows, got {weight.placements}")
+        lengths = lengths_of_pieces(len(values), weight.device_mesh.size(axis))
+        values = values.split(lengths)[weight.device_mesh.get_local_rank(axis)]
+    return values
 
 
 def query_weight(attention: LatentAttention) -> nn.Parameter:
