@@ -29,7 +29,8 @@ class AttentionLogits(Callback):
     ) -> None:
         """Read the maxima of this step before the optimizer forgets them."""
         maxima = [b for name, b in pl_module.named_buffers() if name.endswith("max_logits_H")]
-        pl_module.log("attention/max_logit", torch.stack(maxima).max())
+        largest = trainer.strategy.reduce(torch.stack(maxima).max(), reduce_op="max")
+        pl_module.log("attention/max_logit", largest)
 
     def on_train_batch_end(
         self,

@@ -6,10 +6,11 @@ gradient norms than one trained from scratch: here is where one would see it.
 
 from collections import defaultdict
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
+
+from moonlit.distributed.gradients import total_norm
 
 
 class GradientNorms(Callback):
@@ -24,8 +25,5 @@ class GradientNorms(Callback):
             if parameter.grad is not None:
                 gradients[name.split(".")[1]].append(parameter.grad)
         pl_module.log_dict(
-            {
-                f"grad_norm/{part}": torch.nn.utils.get_total_norm(grads)
-                for part, grads in gradients.items()
-            }
+            {f"grad_norm/{part}": total_norm(grads) for part, grads in gradients.items()}
         )

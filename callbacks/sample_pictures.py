@@ -34,13 +34,18 @@ class SamplePictures(Callback):
         self.max_new_tokens = max_new_tokens
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Answer the tasks and add the sheet to TensorBoard."""
+        """Answer the tasks and add the sheet to TensorBoard.
+
+        All ranks answer, because a sharded model needs them all; the first one draws.
+        """
         loggers = [lg for lg in trainer.loggers if isinstance(lg, TensorBoardLogger)]
-        if trainer.sanity_checking or not trainer.is_global_zero or not loggers:
+        if trainer.sanity_checking or not loggers:
             return
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         tasks: Sequence[Task] = data.sample_tasks(self.num_tasks)
         answers = [self.answer(pl_module, task, data.tokenizer) for task in tasks]
+        if not trainer.is_global_zero:
+            return
         sheet_yx3 = np.concatenate(
             [card(task, answer) for task, answer in zip(tasks, answers, strict=True)], axis=1
         )

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from moonlit.chat.tokenizer import Tokenizer
 from moonlit.distributed.checkpoint import load_weights
+from moonlit.distributed.dep import DEPStrategy
 from moonlit.hub.reader import load_released
 from moonlit.models.kimi import Kimi
 from moonlit.phases.base import PhaseModule
@@ -49,7 +50,7 @@ def train(cfg: DictConfig) -> None:
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     run = build(cfg)
     run.trainer.fit(run.phase, datamodule=run.data, ckpt_path=cfg.resume_from)
-    console = Console()
+    console = Console(quiet=not run.trainer.is_global_zero)
     if run.saved_at is not None:
         console.print(f"stopped at step {run.trainer.global_step}; go on with:")
         console.print(f"  moonlit train resume_from={run.saved_at}", soft_wrap=True)
@@ -84,6 +85,13 @@ def build(cfg: DictConfig) -> Run:
     with torch.device("meta"):  # what cannot be built is refused before the corpus is made
         build_model()
     optim = instantiate(cfg.optim)
+    trainer = instantiate(
+        cfg.trainer,
+        strategy=instantiate(cfg.strategy),
+        callbacks=list(callbacks.values()),
+    )
+    if isinstance(trainer.strategy, DEPStrategy):
+        trainer.strategy.check_layout(build_model.keywords["decoder"])
     return Run(
         phase=instantiate(
             cfg.phase,
@@ -92,11 +100,7 @@ def build(cfg: DictConfig) -> Run:
             schedule=optim.schedule,
         ),
         data=instantiate(cfg.data),
-        trainer=instantiate(
-            cfg.trainer,
-            strategy=instantiate(cfg.strategy),
-            callbacks=list(callbacks.values()),
-        ),
+        trainer=trainer,
         callbacks=dict(callbacks),
     )
 

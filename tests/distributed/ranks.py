@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import socket
 import traceback
 from collections.abc import Callable
@@ -37,7 +38,7 @@ class Ranks:
         answers = [pipe.recv() for pipe in self.pipes]
         if failures := [text for failed, text in answers if failed]:
             raise AssertionError("\n".join(failures))
-        return [answer for _, answer in answers]
+        return [pickle.loads(answer) for _, answer in answers]
 
     def close(self) -> None:
         for pipe in self.pipes:
@@ -63,6 +64,7 @@ def serve(rank: int, num_ranks: int, port: int, pipe: Connection) -> None:
         except EOFError:
             os._exit(0)
         try:
-            pipe.send((False, function(*args, **kwargs)))
+            answer = pickle.dumps(function(*args, **kwargs))  # not torch's, which shares memory
+            pipe.send((False, answer))
         except BaseException:
             pipe.send((True, f"rank {rank}:\n{traceback.format_exc()}"))

@@ -75,8 +75,8 @@ class PoisonLoss(JointPretraining):
 
     bad_steps: set[int]
 
-    def loss(self, batch, features):
-        loss = super().loss(batch, features)
+    def loss(self, output, batch):
+        loss = super().loss(output, batch)
         return loss * math.nan if self.global_step in self.bad_steps else loss
 
 

@@ -65,8 +65,9 @@ class RMSNormOnCPU(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, x: Float[Tensor, "T D"], weight: Float[Tensor, " D"], eps: float
     ) -> Float[Tensor, "T D"]:
-        """Normalise in fp32, then apply the gain."""
-        norm_T1 = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        """Normalise in fp32 (fp64 where given), then apply the gain."""
+        exact = torch.promote_types(x.dtype, torch.float32)
+        norm_T1 = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact)
         inverse_rms_T1 = (norm_T1.square() / x.shape[-1] + eps).rsqrt()
         ctx.save_for_backward(x, weight, inverse_rms_T1)
         return (x * inverse_rms_T1).to(x.dtype).mul_(weight)
@@ -77,10 +78,11 @@ class RMSNormOnCPU(torch.autograd.Function):
     ) -> tuple[Float[Tensor, "T D"], Float[Tensor, " D"], None]:
         r"""With $r$ the inverse RMS: $g w r - x r^3 \langle g w, x \rangle / D$, and $g x r$."""
         x, weight, inverse_rms_T1 = ctx.saved_tensors
-        grad_times_x_TD = grad.float() * x
+        exact = inverse_rms_T1.dtype
+        grad_times_x_TD = grad.to(exact) * x
         grad_weight_D = inverse_rms_T1[:, 0] @ grad_times_x_TD
-        projection_T1 = (grad_times_x_TD @ weight.float())[:, None] / x.shape[-1]
-        grad_x_TD = (grad.float() * weight).mul_(inverse_rms_T1)
+        projection_T1 = (grad_times_x_TD @ weight.to(exact))[:, None] / x.shape[-1]
+        grad_x_TD = (grad.to(exact) * weight).mul_(inverse_rms_T1)
         grad_x_TD.addcmul_(x, projection_T1 * inverse_rms_T1.pow(3), value=-1)
         return grad_x_TD.to(x.dtype), grad_weight_D.to(weight.dtype), None
 

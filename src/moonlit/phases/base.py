@@ -1,14 +1,15 @@
 """What every phase shares: one loss over the microbatches of an optimizer step, and that step.
 
 A phase is its loss, what it trains and (for RL) how it collects; it cannot tell where its vision
-encoder runs or how many ranks there are.
+encoder runs, how the backbone is split or how many ranks there are.
 
-Axes: T tokens of a microbatch, M its merged vision tokens, D model width.
+Axes: T tokens of a microbatch, M modalities, E experts, L MoE layers.
 """
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -21,9 +22,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from moonlit.batch import PackedBatch, PackedMedia
+from moonlit.distributed.backbone import Backbone
 from moonlit.distributed.encoder_process import InlineEncoder
+from moonlit.distributed.gradients import clip_grad_norm_
+from moonlit.distributed.whereabouts import at
 from moonlit.losses.language_modeling import token_scores
 from moonlit.models.accounting import forward_flops_per_token
+from moonlit.models.decoder import DecoderOutput
 from moonlit.models.decoding import greedy
 from moonlit.models.kimi import Kimi
 from moonlit.models.moe.router import Router
@@ -49,6 +54,7 @@ class PhaseModule(LightningModule):
 
     model: Kimi
     vision: InlineEncoder
+    backbone: Backbone
 
     def __init__(
         self,
@@ -78,8 +84,11 @@ class PhaseModule(LightningModule):
         self.held_out_step: int | None = None
 
     @abstractmethod
-    def loss(self, batch: PackedBatch, features: Float[Tensor, "M D"] | None) -> Float[Tensor, ""]:
-        """Return the loss of one microbatch, summed over its trained tokens [nats]."""
+    def loss(self, output: DecoderOutput, batch: PackedBatch) -> Float[Tensor, ""]:
+        """Return the loss of one microbatch, summed over its trained tokens [nats].
+
+        Under a pipeline only the last stage calls it; of the model it may use the head.
+        """
 
     def configure_model(self) -> None:
         """Build the model once and freeze the parts that this phase does not train."""
@@ -94,20 +103,20 @@ class PhaseModule(LightningModule):
         return self.build_optimizer(self.model)
 
     def on_fit_start(self) -> None:
-        """Ask the strategy for its encoder process; without one, encode in place."""
-        encoder_process = getattr(self.trainer.strategy, "encoder_process", InlineEncoder)
-        self.vision = encoder_process(self.model.encode_media)
+        """Ask the strategy how encoder and backbone run; by default here, one after the other."""
+        strategy = self.trainer.strategy
+        encoder_process = getattr(strategy, "encoder_process", InlineEncoder)
+        backbone_process = getattr(strategy, "backbone_process", Backbone)
+        self.vision = encoder_process(self.model)
+        self.backbone = backbone_process(self.model, loss=self.loss, backward=self.manual_backward)
 
     def training_step(self, microbatches: list[PackedBatch], batch_idx: int) -> None:
         """Accumulate the gradient of the global per-token mean, then take the step."""
         num_tokens = self.global_sum(torch.stack([b.loss_mask.sum() for b in microbatches]).sum())
-        loss_sum = torch.zeros((), device=self.device)
         with self.vision.around(microbatches) as features:
-            for batch, feature in zip(microbatches, features, strict=True):
-                loss = self.loss(batch, feature)
-                if loss.requires_grad:  # text alone teaches a lone encoder nothing
-                    self.manual_backward(self.per_token(loss, num_tokens))
-                loss_sum += loss.detach()
+            loss_sum = self.backbone.run(
+                microbatches, features, normalise=partial(self.per_token, num_tokens=num_tokens)
+            )
         self.optimizer_step_from(self.global_sum(loss_sum) / num_tokens.clamp(min=1))
 
     def on_validation_epoch_start(self) -> None:
@@ -118,7 +127,8 @@ class PhaseModule(LightningModule):
     def validation_step(self, batch: PackedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score one packed row of the held-out set that the data module names."""
         features = None if batch.media is None else self.model.encode_media(batch.media)
-        output = self.model(batch.input_ids, batch.position_ids, batch.cu_seqlens, features)
+        with at("the backbone, validation"):
+            output = self.model(batch.input_ids, batch.position_ids, batch.cu_seqlens, features)
         logprobs, is_top1 = token_scores(
             output.hidden_TD,
             self.model.language_model.lm_head.weight,
@@ -130,17 +140,20 @@ class PhaseModule(LightningModule):
         self.held_out.add(name, logprobs, is_top1, batch.loss_mask, batch.cu_seqlens)
 
     def on_validation_epoch_end(self) -> None:
-        """Log ``held_out/NAME/{nll_per_token,accuracy}``."""
+        """Log ``held_out/NAME/{nll_per_token,accuracy}`` over the rows of all ranks."""
         self.held_out_step = self.global_step
+        self.held_out.sum_over_ranks(lambda sums: self.global_sum(sums.to(self.device)))
         self.log_dict(self.held_out.metrics())
 
     def per_token(self, loss_sum: Tensor, num_tokens: Tensor) -> Tensor:
         """Divide by the trained tokens of the whole optimizer step, over all ranks.
 
-        Data-parallel strategies average gradients over ranks, so the result is scaled by their
-        number: the gradient is that of one large batch, however unevenly the ranks are filled.
+        Where a strategy averages gradients over ranks, the result is scaled by their number: the
+        gradient is that of one large batch, however unevenly the ranks are filled.
         """
-        return loss_sum / num_tokens.clamp(min=1) * self.data_parallel_size
+        strategy = self.trainer.strategy
+        averaged = 1 if getattr(strategy, "sums_gradients", False) else self.trainer.world_size
+        return loss_sum / num_tokens.clamp(min=1) * averaged
 
     def optimizer_step_from(self, nll_per_token: Tensor) -> None:
         """Clip, judge and take one optimizer step; a refused one leaves the weights untouched."""
@@ -150,7 +163,7 @@ class PhaseModule(LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * multiplier
         trained = [p for p in self.model.parameters() if p.grad is not None]
-        grad_norm = torch.nn.utils.clip_grad_norm_(trained, self.max_grad_norm)
+        grad_norm = clip_grad_norm_(trained, self.max_grad_norm)
         reason = self.guard.reason_to_skip(nll_per_token.item(), grad_norm.item())
         if reason is not None:
             rank_zero_warn(f"step {self.global_step} is skipped for {reason}")
@@ -174,9 +187,12 @@ class PhaseModule(LightningModule):
 
     def sum_router_loads(self) -> None:
         """Add every router's load of this step over all ranks."""
-        for router in self.routers:
-            load_ME = router.tokens_per_expert_ME
-            load_ME.copy_(self.trainer.strategy.reduce(load_ME.clone(), reduce_op="sum"))
+        if not self.routers:
+            return
+        load_LME = torch.stack([router.tokens_per_expert_ME for router in self.routers])
+        load_LME = self.trainer.strategy.reduce(load_LME, reduce_op="sum")
+        for router, load_ME in zip(self.routers, load_LME, strict=True):
+            router.tokens_per_expert_ME.copy_(load_ME)
 
     def finish_routers(self, *, taken: bool) -> None:
         """Move every router's selection bias against the step's load, then forget the load."""
@@ -200,27 +216,23 @@ class PhaseModule(LightningModule):
         """
         media = move_data_to_device(media, self.device)
         features = None if media is None else self.model.encode_media(media)
-        return greedy(
-            self.model,
-            input_ids.to(self.device),
-            features,
-            max_new_tokens=max_new_tokens,
-            stop_ids=stop_ids,
-            banned_ids={self.model.decoder_shape.media_pad_id},
-        )
+        with at("the backbone, decoding"):
+            return greedy(
+                self.model,
+                input_ids.to(self.device),
+                features,
+                max_new_tokens=max_new_tokens,
+                stop_ids=stop_ids,
+                banned_ids={self.model.decoder_shape.media_pad_id},
+            )
 
     @property
     def flops_per_token(self) -> float:
         """Forward and backward of one text token, without the scores of attention [FLOP]."""
         return 3 * forward_flops_per_token(self.model, num_positions=0)
 
-    @property
-    def data_parallel_size(self) -> int:
-        """Ranks that hold different data."""
-        return getattr(self.trainer.strategy, "data_parallel_size", self.trainer.world_size)
-
     def global_sum(self, value: Tensor) -> Tensor:
-        """Sum over all ranks, in float32 (float64 where given)."""
+        """Sum over the ranks that read different rows, in float32 (float64 where given)."""
         value = value if value.is_floating_point() else value.float()
         return self.trainer.strategy.reduce(value, reduce_op="sum")
 

@@ -7,6 +7,7 @@ pass instead of a decoding loop.
 Axes: T tokens of a packed row, S documents in it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -63,6 +64,19 @@ class HeldOut:
         wrong = torch.bincount(answer_of_token[~is_top1[loss_mask]], minlength=num_answers)
         score.num_answers += num_answers
         score.num_right += int((wrong == 0).sum())
+
+    def sum_over_ranks(self, global_sum: Callable[[Tensor], Tensor]) -> None:
+        """Add what every rank counted on its own rows; all ranks must have scored the same sets."""
+        if not self.scores:
+            return
+        sums = [
+            [score.nll_sum, score.num_tokens, score.num_right, score.num_answers]
+            for score in self.scores.values()
+        ]
+        totals = global_sum(torch.tensor(sums, dtype=torch.float64)).tolist()
+        for score, (nll_sum, *counts) in zip(self.scores.values(), totals, strict=True):
+            score.nll_sum = nll_sum
+            score.num_tokens, score.num_right, score.num_answers = map(int, counts)
 
     def metrics(self) -> dict[str, float]:
         """Return ``held_out/NAME/nll_per_token`` and ``held_out/NAME/accuracy`` for each set."""

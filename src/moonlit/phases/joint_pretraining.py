@@ -3,8 +3,6 @@
 Source: Kimi K2.5 technical report (arXiv:2602.02276), Sec. 2.1 and 4.3, Table 3. The constant,
 moderate vision share from the first step on is the data plan's; here a vision token is context like
 any other, and only text is predicted.
-
-Axes: T tokens of a microbatch, M its merged vision tokens, D model width.
 """
 
 from jaxtyping import Float
@@ -12,6 +10,7 @@ from torch import Tensor
 
 from moonlit.batch import PackedBatch
 from moonlit.losses.language_modeling import next_token_loss
+from moonlit.models.decoder import DecoderOutput
 from moonlit.phases.base import PhaseModule
 
 
@@ -25,9 +24,8 @@ class JointPretraining(PhaseModule):
     Source: arXiv:2602.02276, Sec. 4.3 (Table 3).
     """
 
-    def loss(self, batch: PackedBatch, features: Float[Tensor, "M D"] | None) -> Float[Tensor, ""]:
+    def loss(self, output: DecoderOutput, batch: PackedBatch) -> Float[Tensor, ""]:
         """Return the summed cross-entropy of the text tokens given all before them [nats]."""
-        output = self.model(batch.input_ids, batch.position_ids, batch.cu_seqlens, features)
         nll_sum = next_token_loss(
             output.hidden_TD, self.model.language_model.lm_head.weight,
             batch.target_ids, batch.loss_mask,

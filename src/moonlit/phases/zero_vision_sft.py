@@ -3,8 +3,6 @@
 Source: Kimi K2.5 technical report (arXiv:2602.02276), Sec. 2.2. Joint pre-training has aligned text
 and vision already; the dialogues here hold no picture. Every operation on an image is IPython code
 and its printed result, so that the policy learns to look by programs before visual RL begins.
-
-Axes: T tokens of a microbatch, M its merged vision tokens, D model width.
 """
 
 from jaxtyping import Float
@@ -12,6 +10,7 @@ from torch import Tensor
 
 from moonlit.batch import PackedBatch
 from moonlit.losses.language_modeling import next_token_loss
+from moonlit.models.decoder import DecoderOutput
 from moonlit.phases.base import PhaseModule
 
 
@@ -24,9 +23,8 @@ class ZeroVisionSFT(PhaseModule):
     Source: arXiv:2602.02276, Sec. 2.2; loss on answers only: Kimi-VL (arXiv:2504.07491), Sec. 2.3.
     """
 
-    def loss(self, batch: PackedBatch, features: Float[Tensor, "M D"] | None) -> Float[Tensor, ""]:
+    def loss(self, output: DecoderOutput, batch: PackedBatch) -> Float[Tensor, ""]:
         """Return the summed cross-entropy of the assistant's tokens [nats]."""
-        output = self.model(batch.input_ids, batch.position_ids, batch.cu_seqlens, features)
         nll_sum = next_token_loss(
             output.hidden_TD, self.model.language_model.lm_head.weight,
             batch.target_ids, batch.loss_mask,

@@ -1,0 +1,216 @@
+"""The strategy of many processes: FSDP2 for the backbone, the Decoupled Encoder Process for vision.
+
+``moonlit train strategy=dep trainer.devices=N`` trains any phase so; without GPUs the processes
+speak gloo. What it gives a phase: ``encoder_process`` and ``backbone_process``, sums over the
+data-parallel ranks, and the knowledge which rows are its own.
+
+Source: Kimi K2.5 technical report (arXiv:2602.02276), Sec. 4.5.1; K2's layout (arXiv:2507.20534,
+Sec. 2.4.2).
+"""
+
+from collections.abc import Callable
+from datetime import timedelta
+from functools import cached_property
+from typing import Any
+
+import lightning
+import torch
+import torch.distributed as dist
+from lightning.fabric.utilities.distributed import _init_dist_connection
+from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from typing_extensions import override
+
+from moonlit.distributed.backbone import LossSum, ShardedBackbone
+from moonlit.distributed.decoupled_encoder import DecoupledEncoder, check_recompute
+from moonlit.distributed.encoder_process import InlineEncoder, ReplicatedInlineEncoder
+from moonlit.distributed.launcher import RankLauncher, end_with_launcher
+from moonlit.distributed.mesh import MeshSizes, ProcessMesh, check_devices
+from moonlit.distributed.sharding import require_equal, shard
+from moonlit.distributed.whereabouts import WHEREABOUTS
+from moonlit.models.kimi import Kimi
+from moonlit.models.shapes import DecoderShape
+
+ENCODERS = ("decoupled", "inline")
+ZERO_STAGES = (1, 2, 3)
+REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
+
+
+class DEPStrategy(ModelParallelStrategy):
+    """Lays the processes out on a mesh, shards the backbone, decouples the encoder.
+
+    Args:
+        pp_size: pipeline stages.
+        dp_replicate_size: copies of the sharded model.
+        dp_shard_size: FSDP2 shards beside ``ep``; None: what the other sizes leave.
+        ep_size: ranks that experts are dealt out to.
+        zero_stage: 3 frees a layer's weights after its forward, 2 keeps them through the step, 1
+            also sums gradients once a step (K2 trains with ZeRO-1).
+        encoder: ``decoupled``, or ``inline`` in each microbatch's graph.
+        recompute: ``always``, ``never`` or ``auto``: see ``DecoupledEncoder``.
+        patch_budget: patches encoded at once.
+        process_group_backend: None: nccl on CUDA, gloo elsewhere.
+        timeout_s: a rank that waits longer in one collective ends the run [s].
+        run_dir: folder that all processes share.
+    """
+
+    sums_gradients = True
+    """Gradients are summed over ranks; a phase divides by the global token count alone."""
+    mesh: ProcessMesh
+
+    def __init__(
+        self,
+        *,
+        pp_size: int,
+        dp_replicate_size: int,
+        dp_shard_size: int | None,
+        ep_size: int,
+        zero_stage: int,
+        encoder: str,
+        recompute: str,
+        patch_budget: int,
+        process_group_backend: str | None,
+        timeout_s: float,
+        run_dir: str,
+    ) -> None:
+        if encoder not in ENCODERS:
+            raise ValueError(f"strategy.encoder must be one of {list(ENCODERS)}, got {encoder!r}")
+        if zero_stage not in ZERO_STAGES:
+            raise ValueError(
+                f"strategy.zero_stage must be one of {list(ZERO_STAGES)}, got {zero_stage}"
+            )
+        check_recompute(recompute, patch_budget)
+        super().__init__(
+            data_parallel_size=1,
+            tensor_parallel_size=1,
+            process_group_backend=process_group_backend,
+            timeout=timedelta(seconds=2 * timeout_s),  # the watch below is first, and says more
+        )
+        self.pp_size, self.dp_replicate_size = pp_size, dp_replicate_size
+        self.dp_shard_size, self.ep_size = dp_shard_size, ep_size
+        self.zero_stage, self.encoder = zero_stage, encoder
+        self.recompute, self.patch_budget = recompute, patch_budget
+        self.timeout_s, self.run_dir = timeout_s, run_dir
+
+    @cached_property
+    def sizes(self) -> MeshSizes:
+        """Ranks along each axis, completed for this run's processes."""
+        return MeshSizes.for_world(
+            self.world_size,
+            pp=self.pp_size,
+            dp_replicate=self.dp_replicate_size,
+            dp_shard=self.dp_shard_size,
+            ep=self.ep_size,
+        )
+
+    def check_layout(self, shape: DecoderShape) -> None:
+        """Refuse a layout that cannot work, before any process is started.
+
+        Raises:
+            ValueError: with the sum that does not work, and a suggestion.
+        """
+        check_devices(list(self.parallel_devices or []), self._get_process_group_backend())
+        self.sizes.check_model(shape)
+
+    # What a phase and its data ask for.
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Ranks that read different rows."""
+        return self.mesh.data_parallel_size
+
+    @property
+    def data_parallel_rank(self) -> int:
+        """This process' place among those that read different rows."""
+        return self.mesh.data_parallel_rank
+
+    def encoder_process(self, model: Kimi) -> DecoupledEncoder | InlineEncoder:
+        """Return how this rank takes part in encoding."""
+        if model.vision_shape is None:
+            return InlineEncoder(model)
+        if self.encoder == "inline":
+            return ReplicatedInlineEncoder(model, self.mesh.group("data"))
+        return DecoupledEncoder(
+            model,
+            group=self.mesh.group("world"),
+            holds_rows=self.mesh.rank("pp") == 0,
+            recompute=self.recompute,
+            patch_budget=self.patch_budget,
+        )
+
+    def backbone_process(
+        self, model: Kimi, *, loss: LossSum, backward: Callable[[Tensor], None]
+    ) -> ShardedBackbone:
+        """Return how this rank runs the backbone."""
+        return ShardedBackbone(model, loss=loss, backward=backward, zero_stage=self.zero_stage)
+
+    # Lightning's hooks, in the order in which it calls them.
+
+    @override
+    def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None
+        if not self.cluster_environment.creates_processes_externally:
+            self._launcher = RankLauncher(
+                self.cluster_environment,
+                self.num_processes,
+                self.num_nodes,
+                overrides=(f"run_dir={self.run_dir}", "hydra.output_subdir=null"),
+            )
+
+    @override
+    def setup_environment(self) -> None:
+        """Join the other processes and find this one's place."""
+        super(ModelParallelStrategy, self).setup_environment()
+        reset_seed()
+        self.set_world_ranks()
+        backend = self._process_group_backend = self._get_process_group_backend()
+        on_gpu = self.root_device.type == "cuda"
+        assert self.cluster_environment is not None
+        _init_dist_connection(
+            self.cluster_environment,
+            backend,
+            timeout=self._timeout,
+            device_id=self.root_device if on_gpu else None,
+        )
+        self.mesh = ProcessMesh(self.sizes, self.root_device.type)
+        self._device_mesh = self.mesh.device_mesh
+        end_with_launcher(self.global_rank)
+        WHEREABOUTS.watch(rank=self.global_rank, timeout_s=self.timeout_s)
+
+    @override
+    def setup(self, trainer: lightning.Trainer) -> None:
+        """Shard the model that the phase has built, then let Lightning make the optimizer."""
+        phase: Any = self.lightning_module
+        if not isinstance(phase.model, FSDPModule):
+            phase.model.to(self.root_device)
+            require_equal(phase.model)
+            shard(phase.model, self.mesh, zero_stage=self.zero_stage)
+        super().setup(trainer)
+
+    @override
+    def reduce(
+        self,
+        tensor: Tensor | Any,
+        group: Any | None = None,
+        reduce_op: Any | None = "mean",
+    ) -> Any:
+        """Reduce over the ranks that read different rows, or over ``group``."""
+        if not isinstance(tensor, Tensor):
+            return tensor
+        group = self.mesh.group("data") if group is None else group
+        name = "mean" if reduce_op is None else str(reduce_op).rpartition(".")[2].lower()
+        result = tensor.clone()
+        if name in ("mean", "avg"):
+            dist.all_reduce(result, group=group)
+            return result / dist.get_world_size(group)
+        dist.all_reduce(result, REDUCTIONS[name], group=group)
+        return result
+
+    @override
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        """Say whether all ranks, or any, decided so."""
+        votes = torch.tensor(int(decision), device=self.root_device)
+        dist.all_reduce(votes)
+        return int(votes) == self.world_size if all else int(votes) > 0

@@ -1,0 +1,99 @@
+"""Gradients of sharded and replicated parameters: their sum over ranks, their norm, clipping.
+
+A replicated parameter is a plain tensor, the same on every rank. A sharded one is a ``DTensor``;
+axes of its mesh without a shard hold copies, axes that its mesh lacks hold other parameters.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+BUCKET_BYTES = 64 * 2**20
+"""Gradients summed in one call [bytes]; our default."""
+
+
+@torch.no_grad()
+def sum_over_ranks(parameters: Sequence[nn.Parameter], group: dist.ProcessGroup) -> None:
+    """Add the gradients of replicated parameters over all ranks; none counts as zero."""
+    for bucket in buckets(parameters):
+        for parameter in bucket:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [p.grad for p in bucket if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat, group=group)
+        parts = flat.split([g.numel() for g in gradients])
+        torch._foreach_copy_(
+            gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)]
+        )
+
+
+def buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Cut a list into runs of one dtype and of at most ``BUCKET_BYTES`` (or one parameter)."""
+    bucket: list[nn.Parameter] = []
+    num_bytes = 0
+    for parameter in parameters:
+        full = num_bytes + parameter.nbytes > BUCKET_BYTES
+        if bucket and (full or parameter.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, num_bytes = [], 0
+        bucket.append(parameter)
+        num_bytes += parameter.nbytes
+    if bucket:
+        yield bucket
+
+
+@torch.no_grad()
+def total_norm(gradients: Iterable[Tensor]) -> Tensor:
+    """Return the Euclidean norm of all gradients together, each element counted once [fp32].
+
+    Where there are sharded ones, every rank must call it.
+    """
+    plain, sharded, has_shards = [], [], False
+    for gradient in gradients:
+        if not isinstance(gradient, DTensor):
+            plain.append(gradient)
+            continue
+        has_shards = True
+        if counts_here(gradient):
+            sharded.append(gradient.to_local())
+    squares = sum_of_squares(sharded)
+    if has_shards:
+        device = plain[0].device if plain else gradient.device  # pyright: ignore
+        squares = torch.zeros((), device=device) + squares
+        dist.all_reduce(squares)
+    return (squares + sum_of_squares(plain)).sqrt()
+
+
+def counts_here(tensor: DTensor) -> bool:
+    """Say whether this rank is the first of those that hold the same shard."""
+    coordinates = tensor.device_mesh.get_coordinate() or []
+    return all(
+        coordinate == 0
+        for coordinate, placement in zip(coordinates, tensor.placements, strict=True)
+        if placement.is_replicate()
+    )
+
+
+def sum_of_squares(tensors: list[Tensor]) -> Tensor:
+    """Return the sum of all squares, in fp32 (fp64 where given)."""
+    norms = torch._foreach_norm(tensors) if tensors else []
+    norms = [norm if norm.dtype == torch.float64 else norm.float() for norm in norms]
+    return torch.stack(norms).square().sum() if norms else torch.zeros(())
+
+
+@torch.no_grad()
+def clip_grad_norm_(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale all gradients so that their norm is at most ``max_norm``; return the norm before.
+
+    Every rank must call it. Equals ``torch.nn.utils.clip_grad_norm_`` on one process.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = total_norm(gradients)
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    locals_ = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+    torch._foreach_mul_(locals_, factor.to(locals_[0].device) if locals_ else factor)
+    return norm
