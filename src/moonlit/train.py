@@ -72,6 +72,8 @@ def quieten() -> None:
     """Leave Lightning's warnings, drop its tips and a deprecation it has yet to mend itself."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+    # What a phase logs is summed over ranks before it is logged.
+    warnings.filterwarnings("ignore", message="It is recommended to use .*sync_dist=True")
 
 
 def build(cfg: DictConfig) -> Run:

@@ -122,13 +122,12 @@ def reordered(
 def gather_rows(rows: Int[Tensor, "N 3"], group: dist.ProcessGroup) -> list[Int[Tensor, "_ 3"]]:
     """Return every rank's few integers, on the host."""
     num_ranks = dist.get_world_size(group)
-    counts = rows.new_empty(num_ranks)
-    dist.all_gather_into_tensor(counts, rows.new_tensor([len(rows)]), group=group)
-    lengths = counts.tolist()
+    counts = [rows.new_empty(1) for _ in range(num_ranks)]
+    dist.all_gather(counts, rows.new_tensor([len(rows)]), group=group)
+    lengths = torch.cat(counts).tolist()
     padded = rows.new_zeros(max(lengths), 3)
     padded[: len(rows)] = rows
-    gathered = rows.new_empty(num_ranks * max(lengths), 3)
+    gathered = [torch.empty_like(padded) for _ in range(num_ranks)]
     if len(padded):
-        dist.all_gather_into_tensor(gathered, padded, group=group)
-    parts = gathered.cpu().unflatten(0, (num_ranks, max(lengths)))
-    return [part[:length] for part, length in zip(parts, lengths, strict=True)]
+        dist.all_gather(gathered, padded, group=group)
+    return [part[:length].cpu() for part, length in zip(gathered, lengths, strict=True)]
