@@ -80,6 +80,41 @@ def test_grouped_experts_equal_the_reference():
             assert parameter.grad[3].abs().max() == 0
 
 
+def test_recomputed_layers_equal_kept_ones_and_count_once():
+    """Catches: a load or a largest logit counted twice, another routing the second time."""
+    kept, recomputed = tiny_model(), tiny_model()
+    row = packed([torch.randint(0, MEDIA_PAD_ID, (length,)) for length in (7, 12)])
+    for model in (kept, recomputed):
+        model.train()
+        for layer in model.language_model.model.layers:
+            layer.self_attn.measure_logits = "exact"
+            layer.recompute = model is recomputed
+        output = model(**row)
+        (output.hidden_TD.square().sum() + output.load_balance_loss).backward()
+
+    for (name, ours), theirs in zip(recomputed.named_parameters(), kept.parameters(), strict=True):
+        if theirs.grad is not None:
+            assert torch.equal(ours.grad, theirs.grad), name
+    for (name, ours), theirs in zip(recomputed.named_buffers(), kept.buffers(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_recomputation_keeps_less_for_the_backward_pass():
+    def kept_bytes(*, recompute: bool) -> int:
+        model = tiny_model().train()
+        for layer in model.language_model.model.layers:
+            layer.recompute = recompute
+        sizes: list[int] = []
+        row = packed([torch.randint(0, MEDIA_PAD_ID, (200,))])
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: sizes.append(tensor.nbytes) or tensor, lambda tensor: tensor
+        ):
+            model(**row)
+        return sum(sizes)
+
+    assert kept_bytes(recompute=True) < kept_bytes(recompute=False) / 5
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_segment_attention_equals_the_naive_formula(causal: bool):
     """Catches: a wrong run of equal lengths, a leak, the padded value columns."""

@@ -28,6 +28,8 @@ class PackedRow:
     modality: Int[Tensor, " T"]
     """0 text, 1 vision."""
     cached: CachedRow | None = None
+    recomputed: bool = False
+    """A layer has run over it before: what it measures has been counted."""
 
 
 class MultiHeadLatentAttention(nn.Module):
@@ -132,7 +134,7 @@ class MultiHeadLatentAttention(nn.Module):
         k_nope, v_THDv = kv.split([shape.qk_nope_width, shape.v_width], dim=-1)
         q_THDk = torch.cat([q_nope, q_rope], dim=-1)
         k_THDk = torch.cat([k_nope, k_rope.expand(-1, shape.num_heads, -1)], dim=-1)
-        if self.training:
+        if self.training and not row.recomputed:
             self.measure(q_THDk, k_THDk, row.segments)
         return self.attention(q_THDk, k_THDk, v_THDv, row.segments, causal=True, scale=self.scale)
 

@@ -3,10 +3,12 @@
 Axes: T tokens, D model width, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from moonlit.models.attention import MultiHeadLatentAttention, PackedRow
 from moonlit.models.layers import Embedding, Linear, RMSNorm, SwiGLU
@@ -27,12 +29,23 @@ class DecoderOutput:
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm attention, then a pre-norm MLP: dense or experts."""
+    """Pre-norm attention, then a pre-norm MLP: dense or experts.
+
+    With ``recompute`` a training step keeps the layer's input only and runs it again in the
+    backward pass: about a third more work for a small part of the memory.
+    """
 
     def __init__(
-        self, shape: DecoderShape, *, layer: int, experts: str, attention: SegmentAttention
+        self,
+        shape: DecoderShape,
+        *,
+        layer: int,
+        experts: str,
+        attention: SegmentAttention,
+        recompute: bool,
     ) -> None:
         super().__init__()
+        self.recompute = recompute
         self.input_layernorm = RMSNorm(shape.model_width, eps=shape.norm_eps)
         self.self_attn = MultiHeadLatentAttention(shape, layer=layer, attention=attention)
         self.post_attention_layernorm = RMSNorm(shape.model_width, eps=shape.norm_eps)
@@ -46,10 +59,27 @@ class DecoderLayer(nn.Module):
         self, x: Float[Tensor, "T D"], row: PackedRow
     ) -> tuple[Float[Tensor, "T D"], Float[Tensor, ""]]:
         """Return the residual stream after this layer and the layer's load-balance loss."""
+        if not (self.recompute and self.training and torch.is_grad_enabled()):
+            return self.run(x, row)
+        rows = iter([row])  # the first run takes it; whoever comes after that is a repetition
+        again = replace(row, recomputed=True)
+        return checkpoint(
+            lambda x: self.run(x, next(rows, again)),
+            x,
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+
+    def run(
+        self, x: Float[Tensor, "T D"], row: PackedRow
+    ) -> tuple[Float[Tensor, "T D"], Float[Tensor, ""]]:
+        """Compute the layer."""
         x = x + self.self_attn(self.input_layernorm(x), row)
         normed = self.post_attention_layernorm(x)
         if isinstance(self.mlp, MoELayer):
-            y, balance_loss = self.mlp(normed, row.modality, row.segments)
+            y, balance_loss = self.mlp(
+                normed, row.modality, row.segments, count_load=not row.recomputed
+            )
             return x + y, balance_loss
         return x + self.mlp(normed), x.new_zeros(())
 
@@ -57,11 +87,15 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """Embedding, layers, final norm."""
 
-    def __init__(self, shape: DecoderShape, *, experts: str, attention: SegmentAttention) -> None:
+    def __init__(
+        self, shape: DecoderShape, *, experts: str, attention: SegmentAttention, recompute: bool
+    ) -> None:
         super().__init__()
         self.embed_tokens = Embedding(shape.vocab_size, shape.model_width)
         self.layers = nn.ModuleList(
-            DecoderLayer(shape, layer=layer, experts=experts, attention=attention)
+            DecoderLayer(
+                shape, layer=layer, experts=experts, attention=attention, recompute=recompute
+            )
             for layer in range(shape.num_layers)
         )
         self.norm = RMSNorm(shape.model_width, eps=shape.norm_eps)
@@ -78,7 +112,9 @@ class Decoder(nn.Module):
 class LanguageModel(nn.Module):
     """The decoder and its untied head, named as in the release."""
 
-    def __init__(self, shape: DecoderShape, *, experts: str, attention: SegmentAttention) -> None:
+    def __init__(
+        self, shape: DecoderShape, *, experts: str, attention: SegmentAttention, recompute: bool
+    ) -> None:
         super().__init__()
-        self.model = Decoder(shape, experts=experts, attention=attention)
+        self.model = Decoder(shape, experts=experts, attention=attention, recompute=recompute)
         self.lm_head = Linear(shape.model_width, shape.vocab_size, bias=False)

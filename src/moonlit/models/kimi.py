@@ -27,6 +27,7 @@ class Kimi(nn.Module):
         vision: numbers of the encoder, or None for a text-only model.
         experts: ``grouped_mm``, ``megablocks`` (CUDA, ``make megablocks``) or ``reference``.
         attention: ``sdpa`` or ``xformers`` (CUDA).
+        recompute: keep only the inputs of decoder layers for the backward pass.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Kimi(nn.Module):
         vision: EncoderShape | None,
         experts: str = "grouped_mm",
         attention: str = "sdpa",
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         self.decoder_shape = decoder
@@ -45,7 +47,9 @@ class Kimi(nn.Module):
         self.mm_projector = (
             None if vision is None else Projector(vision, model_width=decoder.model_width)
         )
-        self.language_model = LanguageModel(decoder, experts=experts, attention=backend)
+        self.language_model = LanguageModel(
+            decoder, experts=experts, attention=backend, recompute=recompute
+        )
 
     def encode_media(self, media: PackedMedia) -> Float[Tensor, "M D"]:
         """Encode and project packed items: one feature for each of their placeholder tokens."""

@@ -57,10 +57,15 @@ class MoELayer(nn.Module):
         )
 
     def forward(
-        self, x: Float[Tensor, "T D"], modality: Int[Tensor, " T"], segments: Segments
+        self,
+        x: Float[Tensor, "T D"],
+        modality: Int[Tensor, " T"],
+        segments: Segments,
+        *,
+        count_load: bool = True,
     ) -> tuple[Float[Tensor, "T D"], Float[Tensor, ""]]:
         """Return the layer's output, without the residual, and its load-balance loss."""
-        routing = self.gate(x, modality)
+        routing = self.gate(x, modality, count_load=count_load)
         y = self.mix(self.experts, self.shared_experts, x, routing)
         if self.aux_loss_alpha == 0.0 or not self.training:
             return y, routing.weights_TK.new_zeros(())

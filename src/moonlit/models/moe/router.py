@@ -61,17 +61,16 @@ class Router(nn.Module):
         """Forget the load counted so far."""
         self.tokens_per_expert_ME.zero_()
 
-    def forward(self, x: Float[Tensor, "T D"], modality: Int[Tensor, " T"]) -> Routing:
-        """Route every token and, in training, count the load.
-
-        Under activation recomputation a token is counted twice; shares and signs do not change.
-        """
+    def forward(
+        self, x: Float[Tensor, "T D"], modality: Int[Tensor, " T"], *, count_load: bool = True
+    ) -> Routing:
+        """Route every token and, in training, count the load (not again in a recomputation)."""
         # fp32: in bf16, 29 % of tokens tie at the top-8 boundary.
         scores_TE = F.linear(x.float(), self.weight.float()).sigmoid()
         with torch.no_grad():
             biased_TE = scores_TE + self.e_score_correction_bias
             expert_ids_TK = biased_TE.topk(self.top_k, dim=-1, sorted=False).indices
-            if self.training:
+            if self.training and count_load:
                 self._count(expert_ids_TK, modality)
         chosen_TK = scores_TE.gather(-1, expert_ids_TK)
         weights_TK = chosen_TK / chosen_TK.sum(dim=-1, keepdim=True) * self.routed_scale
