@@ -35,6 +35,7 @@ test: setup megablocks
 
 slow: setup megablocks
 	$(BIN)/pytest -m slow --durations=10
+	$(BIN)/pytest -m compile -o addopts=--strict-markers
 
 check: setup
 	$(BIN)/ruff check .

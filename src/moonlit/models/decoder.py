@@ -3,7 +3,10 @@
 Axes: T tokens, D model width, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -32,7 +35,8 @@ class DecoderLayer(nn.Module):
     """Pre-norm attention, then a pre-norm MLP: dense or experts.
 
     With ``recompute`` a training step keeps the layer's input only and runs it again in the
-    backward pass: about a third more work for a small part of the memory.
+    backward pass: about a third more work for a small part of the memory. With ``compiled`` it
+    trains through ``torch.compile``.
     """
 
     def __init__(
@@ -43,9 +47,11 @@ class DecoderLayer(nn.Module):
         experts: str,
         attention: SegmentAttention,
         recompute: bool,
+        compiled: bool,
     ) -> None:
         super().__init__()
         self.recompute = recompute
+        self.compiled = compiled
         self.input_layernorm = RMSNorm(shape.model_width, eps=shape.norm_eps)
         self.self_attn = MultiHeadLatentAttention(shape, layer=layer, attention=attention)
         self.post_attention_layernorm = RMSNorm(shape.model_width, eps=shape.norm_eps)
@@ -59,15 +65,16 @@ class DecoderLayer(nn.Module):
         self, x: Float[Tensor, "T D"], row: PackedRow
     ) -> tuple[Float[Tensor, "T D"], Float[Tensor, ""]]:
         """Return the residual stream after this layer and the layer's load-balance loss."""
+        run = compiled_run() if self.compiled and self.training else DecoderLayer.run
         if not (self.recompute and self.training and torch.is_grad_enabled()):
-            return self.run(x, row)
+            return run(self, x, row)
         rows = iter([row])  # the first run takes it; whoever comes after that is a repetition
         again = replace(row, recomputed=True)
         return checkpoint(
-            lambda x: self.run(x, next(rows, again)),
+            lambda x: run(self, x, next(rows, again)),
             x,
             use_reentrant=False,
-            preserve_rng_state=False,
+            preserve_rng_state=False,  # nothing is drawn at random
         )
 
     def run(
@@ -84,19 +91,26 @@ class DecoderLayer(nn.Module):
         return x + self.mlp(normed), x.new_zeros(())
 
 
-class Decoder(nn.Module):
-    """Embedding, layers, final norm."""
+@cache
+def compiled_run() -> Callable[..., tuple[Tensor, Tensor]]:
+    """Compile ``DecoderLayer.run`` once for all layers and for rows of any length.
 
-    def __init__(
-        self, shape: DecoderShape, *, experts: str, attention: SegmentAttention, recompute: bool
-    ) -> None:
+    What looks at a row's documents, or at the rows of experts, runs as it is: it would be compiled
+    anew for each row.
+    """
+    for owner, name in ((MultiHeadLatentAttention, "expanded_attention"), (MoELayer, "mixed")):
+        setattr(owner, name, torch.compiler.disable(getattr(owner, name)))
+    return torch.compile(DecoderLayer.run, dynamic=True)
+
+
+class Decoder(nn.Module):
+    """Embedding, layers, final norm; ``layers`` are a layer's own arguments."""
+
+    def __init__(self, shape: DecoderShape, **layers: Any) -> None:
         super().__init__()
         self.embed_tokens = Embedding(shape.vocab_size, shape.model_width)
         self.layers = nn.ModuleList(
-            DecoderLayer(
-                shape, layer=layer, experts=experts, attention=attention, recompute=recompute
-            )
-            for layer in range(shape.num_layers)
+            DecoderLayer(shape, layer=layer, **layers) for layer in range(shape.num_layers)
         )
         self.norm = RMSNorm(shape.model_width, eps=shape.norm_eps)
 
@@ -112,9 +126,7 @@ class Decoder(nn.Module):
 class LanguageModel(nn.Module):
     """The decoder and its untied head, named as in the release."""
 
-    def __init__(
-        self, shape: DecoderShape, *, experts: str, attention: SegmentAttention, recompute: bool
-    ) -> None:
+    def __init__(self, shape: DecoderShape, **layers: Any) -> None:
         super().__init__()
-        self.model = Decoder(shape, experts=experts, attention=attention, recompute=recompute)
+        self.model = Decoder(shape, **layers)
         self.lm_head = Linear(shape.model_width, shape.vocab_size, bias=False)

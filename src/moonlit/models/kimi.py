@@ -28,6 +28,7 @@ class Kimi(nn.Module):
         experts: ``grouped_mm``, ``megablocks`` (CUDA, ``make megablocks``) or ``reference``.
         attention: ``sdpa`` or ``xformers`` (CUDA).
         recompute: keep only the inputs of decoder layers for the backward pass.
+        compiled: train decoder layers through ``torch.compile``.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Kimi(nn.Module):
         experts: str = "grouped_mm",
         attention: str = "sdpa",
         recompute: bool = False,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.decoder_shape = decoder
@@ -48,7 +50,7 @@ class Kimi(nn.Module):
             None if vision is None else Projector(vision, model_width=decoder.model_width)
         )
         self.language_model = LanguageModel(
-            decoder, experts=experts, attention=backend, recompute=recompute
+            decoder, experts=experts, attention=backend, recompute=recompute, compiled=compiled
         )
 
     def encode_media(self, media: PackedMedia) -> Float[Tensor, "M D"]:

@@ -66,6 +66,12 @@ class MoELayer(nn.Module):
     ) -> tuple[Float[Tensor, "T D"], Float[Tensor, ""]]:
         """Return the layer's output, without the residual, and its load-balance loss."""
         routing = self.gate(x, modality, count_load=count_load)
+        return self.mixed(x, routing, segments)
+
+    def mixed(
+        self, x: Float[Tensor, "T D"], routing: Routing, segments: Segments
+    ) -> tuple[Float[Tensor, "T D"], Float[Tensor, ""]]:
+        """Run the experts over rows that have been routed."""
         y = self.mix(self.experts, self.shared_experts, x, routing)
         if self.aux_loss_alpha == 0.0 or not self.training:
             return y, routing.weights_TK.new_zeros(())
