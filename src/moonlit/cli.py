@@ -78,8 +78,8 @@ def train(cfg: DictConfig) -> None:
 
 
 def prepare(cfg: DictConfig) -> None:
-    """Make the corpus of a data group."""
-    instantiate(cfg.data).prepare_data()
+    """Make the corpus of a data group, or the files of a source."""
+    instantiate(cfg.source if "source" in cfg else cfg.data).prepare_data()
 
 
 def info(cfg: DictConfig) -> None:

@@ -1,5 +1,6 @@
 """What a worker may use and which protections must hold. Every number here is our default."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -57,8 +58,8 @@ class Policy:
     """
 
     limits: Limits = field(default_factory=Limits)
-    require: tuple[str, ...] = PROTECTIONS
-    use: tuple[str, ...] = LAYERS
+    require: Sequence[str] = PROTECTIONS
+    use: Sequence[str] = LAYERS
     allow_processes: bool = False
     cgroup: str | None = None
 
@@ -74,4 +75,4 @@ class Policy:
 
     def as_json(self) -> dict[str, Any]:
         """Return what the template needs to know."""
-        return asdict(self)
+        return {**asdict(self), "require": list(self.require), "use": list(self.use)}
