@@ -204,7 +204,7 @@ def pie(rng: Rng) -> Problem:
         question=question,
         images=[image],
         truth=f"{shares[chosen]}",
-        is_right=within(1.5),
+        is_right=within(1.0),
         programs={"masks": pie_masks, "angles": pie_angles, "hue": pie_hue},
         stated={"colour": colours[chosen]},
         difficulty=1 + (num > 3) + (num > 5),

@@ -49,7 +49,7 @@ class Problem:
     images: Sequence[Image.Image]
     truth: str
     is_right: Callable[[str, str], bool]
-    """Compares a program's value with the truth."""
+    """Compares a program's value with the truth: equal, or as near as pixels can measure."""
     programs: dict[str, Callable[[Rng, dict[str, Any]], Program]]
     """By name; each is given the facts that the question states."""
     stated: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Problems over writing: numbers drawn large, lines and words of a page."""
+"""Problems over writing: numbers drawn large, lines of a page."""
 
 from typing import Any
 
@@ -100,15 +100,17 @@ text = ""
 for (cols,) in runs:
     part = glyph[:, cols]
     part = part[part.any(axis=1)]
-    def score(d):
-        font = ImageFont.load_default($(size))
+    scores = {}
+    for d in "0123456789":
         im = Image.new("L", (99, 99))
-        ImageDraw.Draw(im).text((5, 5), d, 255, font=font)
-        t = np.array(im.crop(im.getbbox()).resize(part.shape[::-1])) > 127
-        return (t & part).sum() / (t | part).sum() - abs(np.log(im.getbbox() and (im.crop(im.getbbox()).width / im.crop(im.getbbox()).height) / (part.shape[1] / part.shape[0])))
-    text += max("0123456789", key=score)
+        ImageDraw.Draw(im).text((5, 5), d, 255, font=ImageFont.load_default($(size)))
+        im = im.crop(im.getbbox())
+        shape = np.log(im.width / im.height * len(part) / part.shape[1])
+        t = np.array(im.resize(part.shape[::-1])) > 127
+        scores[d] = (t & part).sum() / (t | part).sum() - abs(shape)
+    text += max(scores, key=scores.get)
 print("digits:", len(runs))
-print("number:", text)"""  # noqa: E501
+print("number:", text)"""
     thinking = "Empty columns part the digits; I match each one with rendered digits."
     output = yield Cell(thinking, names(code, size=int(rng.integers(40, 70))))
     return read(rng, field(output, "number"))
@@ -187,47 +189,3 @@ def lines_counted(value: str) -> Answer:
     """Answer with a number of lines."""
     num = whole(value)
     return Answer(f"{num} runs of ink, so {num} lines.", f"{num}", f"{num}")
-
-
-def first_words(rng: Rng) -> Problem:
-    """How many words the first line has."""
-    written, image = page(rng)
-    num = len(written[0].split())
-    question = pick(
-        rng,
-        "How many words are on the first line of the page?",
-        "Count the words in the top line.",
-    )
-    return Problem(
-        family="first_words",
-        question=question,
-        images=[image],
-        truth=f"{num}",
-        is_right=same,
-        programs={"gaps": words_gaps},
-        stated={},
-        difficulty=3,
-    )
-
-
-def words_gaps(rng: Rng, stated: dict[str, Any]) -> Program:
-    """Wide gaps between the letters of the first line."""
-    names = Names(rng)
-    code = """
-import numpy as np
-from scipy import ndimage
-$px = np.array(images[0]).astype(int)
-$mask = abs($px - $px[0, 0]).sum(axis=2) > 60
-top = ndimage.find_objects(ndimage.label($mask.any(axis=1))[0])[0][0]
-cols = np.nonzero($mask[top].any(axis=0))[0]
-gaps = np.diff(cols)
-print("line rows:", top.start, top.stop, "gaps:", sorted(gaps[gaps > 1].tolist()))"""
-    thinking = "Take the first run of rows with ink and list the gaps between its columns of ink."
-    yield Cell(thinking, names(code))
-    code = """
-words = 1 + int((gaps > gaps.max() * $(wide)).sum())
-print("words:", words)"""
-    thinking = "Gaps between letters are a pixel or two; gaps between words are wider."
-    output = yield Cell(thinking, names(code, wide=pick(rng, 0.5, 0.6, 0.55)))
-    num = whole(field(output, "words"))
-    return Answer(f"{num} groups of letters.", f"{num}", f"{num}")

@@ -33,7 +33,6 @@ FAMILIES = {
         comparisons.appearing,
         reading.number,
         reading.lines,
-        reading.first_words,
     )
 }
 """Every function makes one problem from random numbers."""

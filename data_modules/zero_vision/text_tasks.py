@@ -64,6 +64,7 @@ def division(rng: Rng) -> Dialogue:
         rest = rest * 10 + int(digit)
         steps.append(f"{rest} / {divisor} = {rest // divisor}, remainder {rest % divisor}")
         quotient, rest = quotient + str(rest // divisor), rest % divisor
+    steps.append(f"So {int(quotient)} times, and {rest} is left.")
     question = pick(
         rng,
         f"Divide {number} by {divisor}: quotient and remainder?",
