@@ -133,12 +133,11 @@ def train(
 ) -> Outcome:
     """Train five steps; ``layout`` None is one process with plain autograd."""
     seed_everything(0, verbose=False)
-    optimizer = partial(adamw, lr=0.01, weight_decay=0.1)
-    module = JointPretraining(
-        **micro_settings(
-            build_model=partial(exact_model, dtype), build_optimizer=optimizer, **(phase or {})
-        )
-    )
+    built = {
+        "build_model": partial(exact_model, dtype),
+        "build_optimizer": partial(adamw, lr=0.01, weight_decay=0.1),
+    }
+    module = JointPretraining(**micro_settings(**built | (phase or {})))
     record = Record()
     trainer = Trainer(
         accelerator="cpu", devices=1 if layout is None else num_ranks,

@@ -9,9 +9,9 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from moonlit.distributed.encoder_process import encoder_parts
+from moonlit.distributed.expert_parallel import shard_experts
 from moonlit.distributed.mesh import ProcessMesh
 from moonlit.models.kimi import Kimi
-from moonlit.models.moe.layer import MoELayer
 
 
 def shard(model: Kimi, mesh: ProcessMesh, *, zero_stage: int) -> None:
@@ -27,10 +27,8 @@ def shard(model: Kimi, mesh: ProcessMesh, *, zero_stage: int) -> None:
         zero_stage: see ``ShardedBackbone``.
     """
     reshard = zero_stage == 3
+    shard_experts(model, mesh, reshard_after_forward=reshard)
     for layer in model.language_model.model.layers:
-        mlp = layer.mlp  # pyright: ignore[reportAttributeAccessIssue]
-        if mesh.sizes.ep > 1 and isinstance(mlp, MoELayer):
-            fully_shard(mlp.experts, mesh=mesh.expert_fsdp_mesh, reshard_after_forward=reshard)
         fully_shard(layer, mesh=mesh.fsdp_mesh, reshard_after_forward=reshard)
     replicated = {p for part in encoder_parts(model) for p in part.parameters()}
     fully_shard(model, mesh=mesh.fsdp_mesh, reshard_after_forward=False, ignored_params=replicated)

@@ -40,6 +40,7 @@ def logit_bounds(
     q: Float[Tensor, "T H Dk"], k: Float[Tensor, "T H Dk"], *, scale: float
 ) -> Float[Tensor, " H"]:
     r"""Return $\max_i |q_i| \max_j |k_j| \cdot$ ``scale``: no logit of the head is larger."""
-    q_norm_TH = torch.linalg.vector_norm(q, dim=-1, dtype=torch.float32)
-    k_norm_TH = torch.linalg.vector_norm(k, dim=-1, dtype=torch.float32)
-    return q_norm_TH.amax(dim=0) * k_norm_TH.amax(dim=0) * scale
+    exact = torch.promote_types(q.dtype, torch.float32)
+    q_norm_TH = torch.linalg.vector_norm(q, dim=-1, dtype=exact)
+    k_norm_TH = torch.linalg.vector_norm(k, dim=-1, dtype=exact)
+    return (q_norm_TH.amax(dim=0) * k_norm_TH.amax(dim=0) * scale).float()
