@@ -1,6 +1,7 @@
 """Dialogues as training steps: whole, masked, split by user turn, epoch after epoch."""
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def texts(batch: PackedBatch, tokenizer: Tokenizer, trained_only: bool = False) 
     """The documents of a row as text."""
     ends = batch.cu_seqlens.tolist()
     parts = []
-    for start, stop in zip(ends, ends[1:], strict=False):
+    for start, stop in pairwise(ends):
         ids = batch.target_ids[start:stop] if trained_only else batch.input_ids[start:stop]
         kept = ids[batch.loss_mask[start:stop]] if trained_only else ids
         parts.append(tokenizer.decode(kept.tolist()))
