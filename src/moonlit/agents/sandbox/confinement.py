@@ -25,6 +25,8 @@ from moonlit.agents.sandbox.kernel_calls import (
     MS_REC,
     PR_SET_NO_NEW_PRIVS,
     PR_SET_PDEATHSIG,
+    attach_tree,
+    copy_tree,
     drop_capabilities,
     mount,
     prctl,
@@ -72,7 +74,7 @@ def confine(
     Args:
         policy: ``Policy.as_json()``.
         folder: the only place it may write; it becomes the working folder.
-        identity: user id outside, which the process gives itself.
+        identity: user id to take where there are no namespaces.
         keep_fd: the only descriptor that stays, next to the standard ones.
         report: holds the outcome of ``namespaces`` already.
     """
@@ -80,7 +82,8 @@ def confine(
     own_namespaces = report.layers.get("namespaces") == "active"
     if own_namespaces:
         report.attempt("folder", lambda: own_file_system(folder, limits["disk_bytes"]))
-    take_identity(INSIDE_ID if own_namespaces else identity, own_namespaces)
+    elif os.geteuid() == 0 != identity:
+        become(identity)
     os.chdir(folder)
     template_pid = os.getppid()
     redirect_descriptors(keep_fd)
@@ -88,9 +91,7 @@ def confine(
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     if "landlock" in use:
         report.attempt("landlock", lambda: restrict(folder))
-    report.attempt(
-        "rlimits", lambda: limit(limits, address_space, own_namespaces and identity != 0)
-    )
+    report.attempt("rlimits", lambda: limit(limits, address_space, own_namespaces))
     report.attempt("capabilities", drop_capabilities)
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if "seccomp" in use:
@@ -105,18 +106,43 @@ def confine(
 
 
 def own_file_system(folder: str, num_bytes: int) -> str:
-    """Mount a tmpfs of a fixed size that only this process sees."""
+    """Become the namespace's user, with a tmpfs of a fixed size that only this process sees.
+
+    An interpreter inside a folder that others may not enter (``/root``, say) stays where it is: the
+    folder is covered by an empty one, and the interpreter alone is mounted into that.
+    """
     mount("none", "/", "none", MS_REC | MS_PRIVATE, "")
-    options = f"size={num_bytes},nr_inodes={NUM_INODES},mode=700,uid={INSIDE_ID},gid={INSIDE_ID}"
-    mount("tmpfs", folder, "tmpfs", MS_NOSUID | MS_NODEV, options)
+    options = f"mode=700,uid={INSIDE_ID},gid={INSIDE_ID}"
+    hidden = {prefix: wall for prefix in interpreter() if (wall := closed_folder(prefix))}
+    trees = {prefix: copy_tree(prefix) for prefix in hidden}
+    become(INSIDE_ID)
+    for wall in sorted(set(hidden.values())):
+        mount("tmpfs", wall, "tmpfs", MS_NOSUID | MS_NODEV, f"size=1m,{options}")
+    for prefix, tree in trees.items():
+        os.makedirs(prefix, exist_ok=True)
+        attach_tree(tree, prefix)
+    os.makedirs(folder, exist_ok=True)
+    size = f"size={num_bytes},nr_inodes={NUM_INODES}"
+    mount("tmpfs", folder, "tmpfs", MS_NOSUID | MS_NODEV, f"{size},{options}")
     return f"tmpfs of {num_bytes >> 20} MiB"
 
 
-def take_identity(user_id: int, own_namespaces: bool) -> None:
-    """Become a user without privileges, where there is a choice."""
-    if own_namespaces or os.geteuid() == 0 != user_id:
-        os.setresgid(user_id, user_id, user_id)
-        os.setresuid(user_id, user_id, user_id)
+def become(user_id: int) -> None:
+    """Become a user and its group."""
+    os.setresgid(user_id, user_id, user_id)
+    os.setresuid(user_id, user_id, user_id)
+
+
+def interpreter() -> list[str]:
+    """Folders that hold the interpreter and its packages, none of them inside another."""
+    found = sorted({os.path.realpath(prefix) for prefix in (sys.prefix, sys.base_prefix)})
+    return found[:1] if len(found) > 1 and found[1].startswith(f"{found[0]}/") else found
+
+
+def closed_folder(path: str) -> str | None:
+    """Return the outermost folder on the way to a path that other users may not enter."""
+    way = [*reversed(Path(path).parents), Path(path)]
+    return next((str(place) for place in way if not place.stat().st_mode & 0o001), None)
 
 
 def redirect_descriptors(keep_fd: int) -> None:

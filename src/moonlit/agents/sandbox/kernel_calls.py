@@ -14,6 +14,7 @@ CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 
 MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE = 0x2, 0x4, 0x4000, 0x40000
+AT_FDCWD, AT_RECURSIVE, OPEN_TREE_CLONE, MOVE_MOUNT_F_EMPTY_PATH = -100, 0x8000, 0x1, 0x4
 LAST_CAPABILITY = 63
 
 
@@ -48,6 +49,22 @@ def mount(source: str, target: str, kind: str, flags: int, options: str) -> None
         source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode()
     )
     check(result, f"mount({kind} at {target})")
+
+
+def copy_tree(path: str) -> int:
+    """Return a descriptor of a copy of the mount at a path, to be attached elsewhere."""
+    flags = OPEN_TREE_CLONE | AT_RECURSIVE | os.O_CLOEXEC
+    return syscall(
+        428, f"open_tree({path})", ctypes.c_int(AT_FDCWD), path.encode(), ctypes.c_uint(flags)
+    )
+
+
+def attach_tree(tree: int, path: str) -> None:
+    """Mount what ``copy_tree`` returned."""
+    flags = ctypes.c_uint(MOVE_MOUNT_F_EMPTY_PATH)
+    at = ctypes.c_int(AT_FDCWD)
+    syscall(429, f"move_mount({path})", ctypes.c_int(tree), b"", at, path.encode(), flags)
+    os.close(tree)
 
 
 def drop_capabilities() -> None:

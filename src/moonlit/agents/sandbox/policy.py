@@ -18,7 +18,7 @@ class Limits:
     disk_bytes: int = 64 * MIB
     """Of its folder: a tmpfs of this size; without a mount namespace, of any one file."""
     num_processes: int = 64
-    """Threads and processes together; binds where user namespaces work and not for root."""
+    """Threads and processes together; binds where user namespaces work."""
     num_open_files: int = 256
     cpu_s: int | None = None
     """Processor time over its whole life [s]; None: no limit."""

@@ -16,7 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from moonlit.agents.sandbox.confinement import INSIDE_ID, Report, confine
+from moonlit.agents.sandbox.confinement import (
+    INSIDE_ID,
+    Report,
+    closed_folder,
+    confine,
+    interpreter,
+)
 from moonlit.agents.sandbox.frames import pack
 from moonlit.agents.sandbox.kernel import Kernel
 from moonlit.agents.sandbox.kernel_calls import (
@@ -72,14 +78,13 @@ def handle(
 
 
 def worker_identity() -> int:
-    """Return the user id of workers: one's own, or ``NOBODY`` for root where that can read us."""
+    """Return the user id of workers without namespaces of their own.
+
+    It is one's own, or ``NOBODY`` for root where that can read the interpreter.
+    """
     if os.geteuid() != 0:
         return os.geteuid()
-    for prefix in {sys.prefix, sys.base_prefix}:
-        path = Path(prefix).resolve()
-        if not all(folder.stat().st_mode & 0o001 for folder in (path, *path.parents)):
-            return 0
-    return NOBODY
+    return 0 if any(map(closed_folder, interpreter())) else NOBODY
 
 
 def spawn(request: dict[str, Any], channel: int, identity: int, kernel: Kernel) -> int:
@@ -95,7 +100,7 @@ def spawn(request: dict[str, Any], channel: int, identity: int, kernel: Kernel) 
     os.close(waits)
     try:
         if os.read(told, 1) == b"n":
-            map_identity(launcher, identity)
+            map_identity(launcher)
         os.write(go, b"1")
         worker = int.from_bytes(read_all(told), "little")
         os.waitpid(launcher, 0)
@@ -116,11 +121,12 @@ def read_all(descriptor: int) -> bytes:
     return pieces
 
 
-def map_identity(pid: int, identity: int) -> None:
-    """Give a new user namespace its one user and group."""
-    group = os.getegid() if identity == os.geteuid() else identity
+def map_identity(pid: int) -> None:
+    """Give a new user namespace its one user and group: outside, one's own, or root's nobody."""
+    user, group = os.geteuid(), os.getegid()
+    user, group = (NOBODY, NOBODY) if user == 0 else (user, group)
     Path(f"/proc/{pid}/setgroups").write_text("deny")
-    Path(f"/proc/{pid}/uid_map").write_text(f"{INSIDE_ID} {identity} 1")
+    Path(f"/proc/{pid}/uid_map").write_text(f"{INSIDE_ID} {user} 1")
     Path(f"/proc/{pid}/gid_map").write_text(f"{INSIDE_ID} {group} 1")
 
 
