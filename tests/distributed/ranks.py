@@ -29,16 +29,27 @@ class Ranks:
             process = context.Process(target=serve, args=(rank, num_ranks, port, theirs))
             process.daemon = True
             process.start()
+            theirs.close()  # or a rank that dies would not be noticed
             self.pipes.append(ours)
             self.processes.append(process)
 
     def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
         for pipe in self.pipes:
             pipe.send((function, args, kwargs))
-        answers = [pipe.recv() for pipe in self.pipes]
+        answers = [self.answer_of(rank) for rank in range(len(self.pipes))]
         if failures := [text for failed, text in answers if failed]:
             raise AssertionError("\n".join(failures))
         return [pickle.loads(answer) for _, answer in answers]
+
+    def answer_of(self, rank: int) -> tuple[bool, Any]:
+        try:
+            if self.pipes[rank].poll(timeout=60):
+                return self.pipes[rank].recv()
+            return True, f"rank {rank} did not answer"
+        except EOFError:
+            self.processes[rank].join(timeout=5)
+            code = self.processes[rank].exitcode
+            return True, f"rank {rank} has died ({code}); its last words are on stderr"
 
     def close(self) -> None:
         for pipe in self.pipes:
@@ -48,7 +59,11 @@ class Ranks:
 
 
 def serve(rank: int, num_ranks: int, port: int, pipe: Connection) -> None:
+    import faulthandler
+
     import torch
+
+    faulthandler.enable()
 
     torch.set_num_threads(1)
     os.environ.update(

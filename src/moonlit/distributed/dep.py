@@ -11,6 +11,7 @@ Sec. 2.4.2).
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -21,6 +22,7 @@ from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from moonlit.distributed.backbone import LossSum, ShardedBackbone
@@ -28,8 +30,13 @@ from moonlit.distributed.decoupled_encoder import DecoupledEncoder, check_recomp
 from moonlit.distributed.encoder_process import InlineEncoder, ReplicatedInlineEncoder
 from moonlit.distributed.launcher import RankLauncher, end_with_launcher
 from moonlit.distributed.mesh import MeshSizes, ProcessMesh, check_devices
+from moonlit.distributed.sharded_checkpoint import (
+    ShardedWriter,
+    load_sharded,
+    optimizer_tensors,
+)
 from moonlit.distributed.sharding import require_equal, shard
-from moonlit.distributed.whereabouts import WHEREABOUTS
+from moonlit.distributed.whereabouts import WHEREABOUTS, at
 from moonlit.models.kimi import Kimi
 from moonlit.models.shapes import DecoderShape
 
@@ -176,6 +183,8 @@ class DEPStrategy(ModelParallelStrategy):
         )
         self.mesh = ProcessMesh(self.sizes, self.root_device.type)
         self._device_mesh = self.mesh.device_mesh
+        group: Any = dist.new_group(backend="gloo")  # writing must not meet training's collectives
+        self.writer = ShardedWriter(group)
         end_with_launcher(self.global_rank)
         WHEREABOUTS.watch(rank=self.global_rank, timeout_s=self.timeout_s)
 
@@ -214,3 +223,53 @@ class DEPStrategy(ModelParallelStrategy):
         votes = torch.tensor(int(decision), device=self.root_device)
         dist.all_reduce(votes)
         return int(votes) == self.world_size if all else int(votes) > 0
+
+    # Checkpoints: folders of shards, see ``sharded_checkpoint``.
+
+    @override
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Return the weights, this rank's shards of them."""
+        assert self.lightning_module is not None
+        return self.lightning_module.state_dict()
+
+    @override
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Return the optimizer's tensors by name, this rank's shards of them."""
+        plain: Any = getattr(optimizer, "optimizer", optimizer)
+        assert self.lightning_module is not None
+        return optimizer_tensors(plain, self.lightning_module)
+
+    @override
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
+    ) -> None:
+        """Begin to write a folder; ``finish_saving`` waits for it."""
+        if storage_options is not None:
+            raise ValueError(f"storage_options must be None, got {storage_options}")
+        path = Path(self.broadcast(str(filepath)))
+        tensors = dict(checkpoint.pop("state_dict"))
+        for state in checkpoint.pop("optimizer_states", []):
+            tensors |= state
+        with at(f"saving {path}"):
+            self.writer.save(tensors, checkpoint, path)
+
+    def finish_saving(self) -> None:
+        """Wait until the last checkpoint is on the disk."""
+        if hasattr(self, "writer"):
+            self.writer.finish()
+
+    @override
+    def load_checkpoint(
+        self, checkpoint_path: Any, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a folder into model and optimizer, whatever layout wrote it."""
+        assert self.lightning_module is not None
+        path = Path(self.broadcast(str(checkpoint_path)))
+        optimizer = self.optimizers[0] if self.optimizers else None
+        return load_sharded(path, self.lightning_module, optimizer, weights_only=weights_only)
+
+    @override
+    def teardown(self) -> None:
+        """Finish what is being written."""
+        self.finish_saving()
+        super().teardown()

@@ -4,6 +4,7 @@ A replicated parameter is a plain tensor, the same on every rank. A sharded one 
 axes of its mesh without a shard hold copies, axes that its mesh lacks hold other parameters.
 """
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -48,24 +49,22 @@ def buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
 
 @torch.no_grad()
 def total_norm(gradients: Iterable[Tensor]) -> Tensor:
-    """Return the Euclidean norm of all gradients together, each element counted once [fp32].
+    """Return the Euclidean norm of all gradients together, each element counted once.
 
     Where there are sharded ones, every rank must call it.
     """
-    plain, sharded, has_shards = [], [], False
-    for gradient in gradients:
-        if not isinstance(gradient, DTensor):
-            plain.append(gradient)
-            continue
-        has_shards = True
-        if counts_here(gradient):
-            sharded.append(gradient.to_local())
-    squares = sum_of_squares(sharded)
-    if has_shards:
-        device = plain[0].device if plain else gradient.device  # pyright: ignore
-        squares = torch.zeros((), device=device) + squares
+    gradients = list(gradients)
+    if not gradients:
+        return torch.zeros(())
+    # Alike on all ranks, also on one whose shards count elsewhere: the sum below needs it.
+    dtype = functools.reduce(torch.promote_types, (g.dtype for g in gradients), torch.float32)
+    zero = torch.zeros((), dtype=dtype, device=gradients[0].device)
+    plain = [g for g in gradients if not isinstance(g, DTensor)]
+    sharded = [g for g in gradients if isinstance(g, DTensor)]
+    squares = zero + sum_of_squares([g.to_local() for g in sharded if counts_here(g)], dtype)
+    if sharded:
         dist.all_reduce(squares)
-    return (squares + sum_of_squares(plain)).sqrt()
+    return (squares + sum_of_squares(plain, dtype)).sqrt()
 
 
 def counts_here(tensor: DTensor) -> bool:
@@ -78,11 +77,10 @@ def counts_here(tensor: DTensor) -> bool:
     )
 
 
-def sum_of_squares(tensors: list[Tensor]) -> Tensor:
-    """Return the sum of all squares, in fp32 (fp64 where given)."""
-    norms = torch._foreach_norm(tensors) if tensors else []
-    norms = [norm if norm.dtype == torch.float64 else norm.float() for norm in norms]
-    return torch.stack(norms).square().sum() if norms else torch.zeros(())
+def sum_of_squares(tensors: list[Tensor], dtype: torch.dtype) -> Tensor | float:
+    """Return the sum of all squares."""
+    norms = [norm.to(dtype) for norm in torch._foreach_norm(tensors)] if tensors else []
+    return torch.stack(norms).square().sum() if norms else 0.0
 
 
 @torch.no_grad()
@@ -94,6 +92,8 @@ def clip_grad_norm_(parameters: Sequence[nn.Parameter], max_norm: float) -> Tens
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = total_norm(gradients)
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    locals_ = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
-    torch._foreach_mul_(locals_, factor.to(locals_[0].device) if locals_ else factor)
+    if gradients:
+        torch._foreach_mul_(
+            [g.to_local() if isinstance(g, DTensor) else g for g in gradients], factor
+        )
     return norm
