@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning import LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import Checkpoint
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from moonlit.batch import PackedBatch, PackedMedia
@@ -124,7 +125,8 @@ def fit(
     phase = phase or JointPretraining(**micro_settings())
     trainer = Trainer(
         accelerator="cpu", devices=1, max_steps=max_steps, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks or []),
+        enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False, callbacks=callbacks or [], plugins=[AtomicCheckpointIO()],
     )  # fmt: skip
     trainer.fit(phase, datamodule=NoiseData(change), ckpt_path=resume_from)

@@ -98,17 +98,19 @@ def export(cfg: DictConfig) -> None:
     import torch
 
     from moonlit.chat.tokenizer import Tokenizer
-    from moonlit.distributed.checkpoint import model_from_checkpoint
+    from moonlit.distributed.checkpoint import stored_model
     from moonlit.hub.writer import save_released
 
     if missing := OmegaConf.missing_keys(cfg):
         raise ValueError(f"say {' and '.join(f'{key}=...' for key in sorted(missing))}")
+    model, weights = stored_model(Path(cfg.ckpt))
     save_released(
-        model_from_checkpoint(Path(cfg.ckpt)),
+        model,
         Tokenizer.named(cfg.tokenizer),
         Path(cfg.out),
         max_shard_bytes=int(cfg.max_shard_gb * 1e9),
         int4_experts=cfg.int4_experts,
         dtype=getattr(torch, cfg.dtype),
+        weights=weights,
     )
     print(f"wrote {cfg.out}")

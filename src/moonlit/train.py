@@ -17,6 +17,7 @@ from rich.console import Console
 from moonlit.chat.tokenizer import Tokenizer
 from moonlit.distributed.checkpoint import load_weights
 from moonlit.distributed.dep import DEPStrategy
+from moonlit.distributed.sharded_checkpoint import is_sharded
 from moonlit.hub.reader import load_released
 from moonlit.models.kimi import Kimi
 from moonlit.phases.base import PhaseModule
@@ -112,7 +113,8 @@ def initialised(build_model: Any, init_from: str | None) -> Kimi:
     model = build_model()
     if init_from is not None:
         path = Path(init_from)
-        (load_released if path.is_dir() else load_weights)(model, path)
+        released = path.is_dir() and not is_sharded(path)
+        (load_released if released else load_weights)(model, path)
     return model
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from moonlit.batch import PackedBatch
 from moonlit.distributed.dep import DEPStrategy
 from moonlit.models.kimi import Kimi
 from moonlit.optim.baselines import adamw
+from moonlit.optim.muon_clip import MuonClip
 from moonlit.phases.joint_pretraining import JointPretraining
 
 NUM_STEPS = 5
@@ -98,6 +100,17 @@ class Record(Callback):
         self.outcome.weights = {name: whole(p) for name, p in pl_module.state_dict().items()}
 
 
+class SaveAt(Callback):
+    """Saves after a step, and begins to write while the next steps are trained."""
+
+    def __init__(self, step: int, path: Path) -> None:
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
 def exact_model(dtype: torch.dtype) -> Kimi:
     """In float64, which the grouped kernel does not know."""
     micro = micro_model()
@@ -128,15 +141,16 @@ def train(
     num_ranks: int = 1,
     max_steps: int = NUM_STEPS,
     text_only: bool = False,
+    muon: bool = False,
     callbacks: list[Callback] | None = None,
     resume_from: str | None = None,
 ) -> Outcome:
     """Train five steps; ``layout`` None is one process with plain autograd."""
     seed_everything(0, verbose=False)
-    built = {
-        "build_model": partial(exact_model, dtype),
-        "build_optimizer": partial(adamw, lr=0.01, weight_decay=0.1),
-    }
+    optimizer = partial(adamw, lr=0.01, weight_decay=0.1)
+    if muon:
+        optimizer = partial(MuonClip, lr=0.01, weight_decay=0.1, qk_clip_threshold=0.01)
+    built = {"build_model": partial(exact_model, dtype), "build_optimizer": optimizer}
     module = JointPretraining(**micro_settings(**built | (phase or {})))
     record = Record()
     trainer = Trainer(

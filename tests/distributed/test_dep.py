@@ -41,6 +41,12 @@ def test_two_ranks_train_as_one_process_does(two_ranks: Ranks, encoder: str):
         assert_same(record, alone(), rtol=1e-6)  # float64, but the routers' scores are float32
 
 
+def test_muon_clip_trains_over_shards_as_on_one_process(two_ranks: Ranks):
+    """A threshold of 0.01 clips every head at every step."""
+    ours = two_ranks(train, {}, num_ranks=2, muon=True)[1]
+    assert_same(ours, train(None, muon=True), rtol=1e-6)
+
+
 LAYOUTS = [
     {"recompute": "never", "zero_stage": 1},
     {"recompute": "auto", "zero_stage": 2, "dp_replicate_size": 2, "patch_budget": 10_000},

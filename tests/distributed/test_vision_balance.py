@@ -67,7 +67,7 @@ GRIDS = [  # by home rank: none, one large item, many small ones, a clip
 def there_and_back() -> tuple[list[int], bool, bool]:
     """Patches carry their item's name; features and gradients must meet them again."""
     rank = torch.distributed.get_rank()
-    grids = torch.tensor(GRIDS[rank]).view(-1, 3)
+    grids = torch.tensor(GRIDS[rank], dtype=torch.int64).view(-1, 3)
     group = torch.distributed.group.WORLD
     exchange = ItemExchange.plan(grids, SHAPE, group)
 

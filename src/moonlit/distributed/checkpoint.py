@@ -1,8 +1,9 @@
-"""Single-file checkpoints that are never seen half written, and weights taken out of them."""
+"""Single-file checkpoints that are never seen half written; weights out of files and folders."""
 
 import io
 import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
+from moonlit.distributed.sharded_checkpoint import STATE_FILE, ShardedWeights, is_sharded
 from moonlit.hub.disk import remove, replacing
 from moonlit.hub.mismatch import require_fit
 from moonlit.hub.reader import materialise
@@ -63,15 +65,17 @@ class AtomicCheckpointIO(CheckpointIO):
         remove(Path(path))
 
 
-def weights_of(path: _PATH) -> dict[str, Tensor]:
-    """Return the network's weights in a checkpoint file, by the names the network gives them.
+def weights_of(path: _PATH) -> Mapping[str, Tensor]:
+    """Return the network's weights in a checkpoint, by the names the network gives them.
 
     The tensors stay on the disk until they are used.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError: if there is no such checkpoint.
         ValueError: if the file is truncated or holds no weights.
     """
+    if is_sharded(path):
+        return ShardedWeights(Path(path), prefix=MODEL_PREFIX)
     checkpoint = read(Path(path), map_location="cpu", weights_only=None, mmap=True)
     weights = {
         name.removeprefix(MODEL_PREFIX): tensor
@@ -83,26 +87,51 @@ def weights_of(path: _PATH) -> dict[str, Tensor]:
     return weights
 
 
+@torch.no_grad()
 def load_weights(model: nn.Module, path: _PATH) -> None:
-    """Start a network from the weights in a checkpoint file.
+    """Start a network from the weights in a checkpoint, a file or a folder of shards.
 
     Raises:
         ValueError: if a tensor is missing, unexpected or misshapen; names them all.
     """
     weights = weights_of(path)
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    require_fit({n: t.shape for n, t in weights.items()}, expected, source=str(path))
-    model.load_state_dict(weights)
+    parameters = model.state_dict()
+    require_fit(shapes_of(weights), shapes_of(parameters), source=str(path))
+    for name, tensor in weights.items():
+        parameters[name].copy_(tensor)
+
+
+def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """Return the shape of every tensor, without reading a shard."""
+    if isinstance(weights, ShardedWeights):
+        return weights.shapes
+    return {name: tensor.shape for name, tensor in weights.items()}
 
 
 def model_from_checkpoint(path: _PATH) -> Kimi:
-    """Build the network a checkpoint file was trained with, and give it its weights.
+    """Build the network a checkpoint was trained with, and give it its weights.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError: if there is no such checkpoint.
         ValueError: if the file is truncated, or holds no shapes or no weights.
     """
-    checkpoint = read(Path(path), map_location="cpu", weights_only=None, mmap=True)
+    model, _ = stored_model(path)
+    materialise(model, "cpu")
+    load_weights(model, path)
+    return model
+
+
+def stored_model(path: _PATH) -> tuple[Kimi, Mapping[str, Tensor]]:
+    """Return the network a checkpoint was trained with, without memory, and its weights by name.
+
+    The weights stay on the disk until they are used.
+
+    Raises:
+        FileNotFoundError: if there is no such checkpoint.
+        ValueError: if the file is truncated, holds no shapes or no weights, or does not fit them.
+    """
+    rest = Path(path) / STATE_FILE if is_sharded(path) else Path(path)
+    checkpoint = read(rest, map_location="cpu", weights_only=None, mmap=True)
     if "shapes" not in checkpoint:
         raise ValueError(f"{path} does not say the model's shapes: no phase of ours wrote it")
     decoder, vision = checkpoint["shapes"]["decoder"], checkpoint["shapes"]["vision"]
@@ -111,9 +140,9 @@ def model_from_checkpoint(path: _PATH) -> Kimi:
             decoder=DecoderShape(**decoder),
             vision=None if vision is None else EncoderShape(**vision),
         )
-    materialise(model, "cpu")
-    load_weights(model, path)
-    return model
+    weights = weights_of(path)
+    require_fit(shapes_of(weights), shapes_of(model.state_dict()), source=str(path))
+    return model, weights
 
 
 def tensor_bytes(checkpoint: object) -> int:

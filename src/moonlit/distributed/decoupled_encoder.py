@@ -113,8 +113,8 @@ class DecoupledEncoder:
         """Encode the owned items chunk by chunk."""
         owned = exchange.owned
         num_patches = [exchange.patches(item) for item in owned]
-        grid_thw = torch.tensor([exchange.grids[item] for item in owned]).view(-1, 3)
-        grid_thw = grid_thw.to(pixel_values.device)
+        grids = [exchange.grids[item] for item in owned]
+        grid_thw = torch.tensor(grids, dtype=torch.int64, device=pixel_values.device).view(-1, 3)
         encoded, first_patch = [], 0
         self.memory.step_begins()
         for chunk in chunks(num_patches, self.patch_budget):

@@ -6,7 +6,6 @@ renamed by the first rank. It holds torch's distributed checkpoint (``model.*`` 
 what Lightning keeps beside the tensors. So any other layout can read it.
 """
 
-import io
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -53,14 +52,10 @@ class ShardedWriter:
         self.finish()
         partial = path.with_name(f".{path.name}.partial")
         is_first = dist.get_rank(self.group) == 0
-        buffer = io.BytesIO()
-        if is_first:
-            torch.save(rest, buffer)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            remove(partial)
-            partial.mkdir()
-            (partial / STATE_FILE).write_bytes(buffer.getvalue())
-        dist.barrier(self.group)
+        problem: list[str | None] = [begin(partial, rest) if is_first else None]
+        dist.broadcast_object_list(problem, group_src=0, group=self.group)
+        if problem[0] is not None:  # on every rank, so that none waits for another
+            raise OSError(f"cannot write the checkpoint {path}: {problem[0]}")
         writer = dcp.FileSystemWriter(partial, sync_files=True)
         future = dcp.async_save(tensors, storage_writer=writer, process_group=self.group)
         assert isinstance(future, Future)
@@ -74,8 +69,6 @@ class ShardedWriter:
         try:
             future.result()  # the first rank's is the last: it has heard of all the others'
             if partial is not None:
-                with (partial / STATE_FILE).open("rb") as file:
-                    os.fsync(file.fileno())
                 sync_folder(partial)
                 replace_folder(partial, path)
         except BaseException as error:
@@ -96,6 +89,21 @@ class ShardedWriter:
             raise OSError(
                 f"{'; '.join(failure.__notes__)}: {type(failure).__name__}: {failure}"
             ) from failure
+
+
+def begin(partial: Path, rest: dict[str, Any]) -> str | None:
+    """Make the folder with what is no tensor; return why that is impossible."""
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        remove(partial)
+        partial.mkdir()
+        with (partial / STATE_FILE).open("wb") as file:
+            torch.save(rest, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch.save turns some of the first into the second
+        return str(error)
+    return None
 
 
 def replace_folder(new: Path, path: Path) -> None:
@@ -219,6 +227,12 @@ class ShardedWeights(Mapping[str, Tensor]):
             name.removeprefix(prefix): index[name] for name in stored if name.startswith(prefix)
         }
         self.last: tuple[str, Tensor] | None = None
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shape of every tensor, from the index."""
+        entries: dict[str, Any] = self.stored
+        return {name: entry.size for name, entry in entries.items()}
 
     def __getitem__(self, name: str) -> Tensor:
         """Read one tensor."""

@@ -1,7 +1,7 @@
 """A model as a folder in the released layout: weights, config, tokenizer, processor files."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ def save_released(
     int4_experts: bool = False,
     dtype: torch.dtype = torch.bfloat16,
     family: str | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write the folder that transformers, vLLM and ``load_released`` read.
 
@@ -49,6 +50,8 @@ def save_released(
         dtype: of all other weights (and of the experts without INT4); the router's bias is fp32.
         family: ``kimi_k25``, ``kimi_vl`` or ``deepseek_v3`` (text only); by default the first, or
             the last for a model without an encoder.
+        weights: by our names, asked for one after another; None: the model's own. With them the
+            model may be on the meta device.
 
     Raises:
         ValueError: if tokenizer and model differ, or the model has no released form.
@@ -69,8 +72,9 @@ def save_released(
         int4_experts=int4_experts,
         dtype=dtype,
     )
-    parameters = model.state_dict()
-    layout = released_tensors({name: p.shape for name, p in parameters.items()}, family)
+    shapes = {name: p.shape for name, p in model.state_dict().items()}
+    parameters = model.state_dict() if weights is None else weights
+    layout = released_tensors(shapes, family)
     specs = [spec for tensor in layout for spec in specs_of(tensor, dtype, int4_experts)]
     made = (t for tensor in layout for t in stored(tensor, parameters, dtype, int4_experts))
 
@@ -112,7 +116,7 @@ def specs_of(tensor: ReleasedTensor, dtype: torch.dtype, int4_experts: bool) -> 
 
 
 def stored(
-    tensor: ReleasedTensor, parameters: dict[str, Tensor], dtype: torch.dtype, int4_experts: bool
+    tensor: ReleasedTensor, parameters: Mapping[str, Tensor], dtype: torch.dtype, int4_experts: bool
 ) -> Iterator[Tensor]:
     """Make what ``specs_of`` names, in that order."""
     weight = tensor.view_in(parameters[tensor.parameter])
