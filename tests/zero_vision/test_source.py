@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 
 from data_modules.components.dialogue_files import line_starts, read_dialogue
 from data_modules.zero_vision import source
@@ -15,6 +17,7 @@ from data_modules.zero_vision.lines import assistant, line, user
 from data_modules.zero_vision.source import ZeroVision
 from data_modules.zero_vision.text_tasks import WORKED, Searches, documentation
 from moonlit.agents.sandbox.policy import Policy
+from moonlit.cli import conf_folder
 
 
 def small_set(folder: Path, **changes: Any) -> ZeroVision:
@@ -118,6 +121,16 @@ def test_too_few_right_answers_are_an_error_that_names_the_reasons(
     with pytest.raises(RuntimeError, match=r"trajectories: 4 dialogues are missing.*'wrong'"):
         small_set(tmp_path).prepare_data()
     assert not (tmp_path / "train.jsonl").exists()
+
+
+def test_the_command_builds_the_source(tmp_path: Path):
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
+        cfg = compose("prepare", overrides=["source=zero_vision", f"source.folder={tmp_path}"])
+
+    built = instantiate(cfg.source)
+
+    assert built.wanted["train"]["trajectories"] == 5000
+    assert built.sandbox.as_json()["require"] == ["files", "network", "processes"]
 
 
 @pytest.mark.parametrize("changes", [{"num_worked": -1}, {"num_workers": 0}])
