@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from micro_run import micro_model
+from parallel_run import strategy
 from ranks import Ranks
 
 from moonlit.distributed.mesh import MeshSizes, ProcessMesh, check_devices
@@ -88,3 +89,8 @@ def test_replicas_add_a_second_axis_to_the_sharding(four_ranks: Ranks):
         ("dp_replicate", "fsdp"),
         ("dp_replicate", "dp_shard"),
     )
+
+
+def test_a_pipeline_is_refused_until_there_is_one():
+    with pytest.raises(ValueError, match="pp_size=2: the backbone cannot be run as a pipeline yet"):
+        strategy(pp_size=2)

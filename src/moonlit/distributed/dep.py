@@ -28,7 +28,12 @@ from typing_extensions import override
 from moonlit.distributed.backbone import LossSum, ShardedBackbone
 from moonlit.distributed.decoupled_encoder import DecoupledEncoder, check_recompute
 from moonlit.distributed.encoder_process import InlineEncoder, ReplicatedInlineEncoder
-from moonlit.distributed.launcher import RankLauncher, end_with_launcher
+from moonlit.distributed.launcher import (
+    RankLauncher,
+    await_others,
+    end_with_launcher,
+    started_by_launcher,
+)
 from moonlit.distributed.mesh import MeshSizes, ProcessMesh, check_devices
 from moonlit.distributed.sharded_checkpoint import (
     ShardedWriter,
@@ -49,7 +54,7 @@ class DEPStrategy(ModelParallelStrategy):
     """Lays the processes out on a mesh, shards the backbone, decouples the encoder.
 
     Args:
-        pp_size: pipeline stages.
+        pp_size: pipeline stages; only 1 can be run so far.
         dp_replicate_size: copies of the sharded model.
         dp_shard_size: FSDP2 shards beside ``ep``; None: what the other sizes leave.
         ep_size: ranks that experts are dealt out to.
@@ -87,6 +92,11 @@ class DEPStrategy(ModelParallelStrategy):
         if zero_stage not in ZERO_STAGES:
             raise ValueError(
                 f"strategy.zero_stage must be one of {list(ZERO_STAGES)}, got {zero_stage}"
+            )
+        if pp_size > 1:
+            raise ValueError(
+                f"strategy.pp_size={pp_size}: the backbone cannot be run as a pipeline yet; use 1, "
+                "and strategy.dp_shard_size or strategy.ep_size to spread the model"
             )
         check_recompute(recompute, patch_budget)
         super().__init__(
@@ -267,6 +277,14 @@ class DEPStrategy(ModelParallelStrategy):
         path = Path(self.broadcast(str(checkpoint_path)))
         optimizer = self.optimizers[0] if self.optimizers else None
         return load_sharded(path, self.lightning_module, optimizer, weights_only=weights_only)
+
+    @override
+    def on_exception(self, exception: BaseException) -> None:
+        """Let the rank that failed first be named before this one ends of the consequences."""
+        if isinstance(self._launcher, RankLauncher):
+            self._launcher.await_verdict()
+        elif started_by_launcher():
+            await_others(exception)
 
     @override
     def teardown(self) -> None:

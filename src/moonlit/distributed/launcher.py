@@ -73,6 +73,13 @@ class RankLauncher(_SubprocessScriptLauncher):
             env = os.environ | {"LOCAL_RANK": str(local_rank), LAUNCHER_PID: str(os.getpid())}
             self.procs.append(subprocess.Popen(command, env=env))
 
+    def await_verdict(self) -> None:
+        """When this rank fails: wait a moment, in which the watch may find that another one died.
+
+        The watch then names it and ends this process; if it finds none, the failure is our own.
+        """
+        time.sleep(10 * POLL_S)
+
     def _watch(self) -> None:
         """End the run when a rank has failed."""
         while True:
@@ -107,6 +114,17 @@ def ending(code: int) -> str:
     if code < 0:
         return f"was killed by {signal.Signals(-code).name}"
     return f"failed with status {code}"
+
+
+def started_by_launcher() -> bool:
+    """Say whether this process was started by a ``RankLauncher``."""
+    return LAUNCHER_PID in os.environ
+
+
+def await_others(exception: BaseException) -> None:
+    """When a started rank fails of a lost connection: let the rank that is lost be seen first."""
+    if isinstance(exception, RuntimeError):
+        time.sleep(5 * POLL_S)
 
 
 def end_with_launcher(rank: int) -> None:
