@@ -15,8 +15,10 @@ from data_modules.components.planned_data import PlannedData, digest, tokenizer_
 from data_modules.world.docs import Docs
 from data_modules.world.sources import (
     CHANCE,
+    FAMILIES,
     HELD_OUT,
     HELD_OUT_FAMILIES,
+    TRAIN,
     World,
     held_out_source,
 )
@@ -171,6 +173,19 @@ class EmbeddedWorld(PlannedData):
             num_ranks=num_ranks,
             filler_id=self.tokenizer.special.eos_id,
         )
+
+    def tasks(self, name: str, num: int, *, held_out: bool, first: int = 0) -> list[Task]:
+        """Return tasks of one set, numbered from ``first``, with their answers.
+
+        Raises:
+            ValueError: if there is no such set; names those there are.
+        """
+        names = (*(HELD_OUT_FAMILIES if held_out else FAMILIES), "pages")
+        if name not in names:
+            split = "held-out" if held_out else "training"
+            raise ValueError(f"no {split} set {name!r}: there are {', '.join(names)}")
+        split = HELD_OUT if held_out else TRAIN
+        return [self.world.item(name, first + n, split).task() for n in range(num)]
 
     def sample_tasks(self, num_tasks: int) -> list[Task]:
         """Return held-out tasks with their answers, one family after another."""

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.errors import InstantiationException
@@ -16,6 +17,9 @@ COMMANDS = {
     "train": "fit a phase: moonlit train phase=joint_pretraining model=tiny trainer.max_steps=300",
     "prepare": "make a corpus and its index: moonlit prepare data=embedded_world",
     "info": "parameters, FLOPs and cache of a model: moonlit info model=kimi_k2_5",
+    "chat": "talk to a model: moonlit chat ckpt=PATH image=photo.png prompt='What is this?'",
+    "eval": "answer held-out tasks by generation: moonlit eval ckpt=PATH",
+    "rejection_sampling": "keep right answers: moonlit rejection_sampling ckpt=PATH out=FOLDER",
     "export": "write the released layout: moonlit export ckpt=PATH out=FOLDER",
 }
 
@@ -31,9 +35,19 @@ def main() -> None:
     if name not in COMMANDS:
         fail(f"no command {name!r}; there are {', '.join(COMMANDS)}")
     sys.argv[0] = f"moonlit {name}"
+    sys.argv[1:] = map(quoted_words, sys.argv[1:])
     hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)(
         with_clear_errors(globals()[name])
     )()
+
+
+def quoted_words(override: str) -> str:
+    """Quote what a person says (``prompt=``, ``system=``) for Hydra, which would read commas."""
+    key, is_set, value = override.partition("=")
+    if not is_set or key not in ("prompt", "system") or value in ("null", ""):
+        return override
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"
 
 
 def conf_folder() -> Path:
@@ -93,6 +107,40 @@ def info(cfg: DictConfig) -> None:
     Console().print(cost_tables(model, seq_len=cfg.seq_len))
 
 
+def chat(cfg: DictConfig) -> None:
+    """Talk to a checkpoint: one question where there is a prompt, else as many as a person asks."""
+    from moonlit.talk import chat as talk
+
+    talk(settings_of(cfg))
+
+
+def eval(cfg: DictConfig) -> None:
+    """Answer held-out tasks by generation; print a table by set and write everything as JSON."""
+    from moonlit.evaluation import evaluate_checkpoint
+
+    settings = settings_of(cfg)
+    evaluate_checkpoint(instantiate(cfg.data), settings)
+
+
+def rejection_sampling(cfg: DictConfig) -> None:
+    """Sample answers to training tasks; keep the right ones as dialogues to learn from."""
+    from moonlit.rejection_set import make_set
+
+    settings = settings_of(cfg)
+    make_set(instantiate(cfg.data), settings)
+
+
+def settings_of(cfg: DictConfig) -> dict[str, Any]:
+    """Return a command's own values, without its groups; ask for what has no default."""
+    if missing := OmegaConf.missing_keys(cfg):
+        raise ValueError(f"say {' and '.join(f'{key}=...' for key in sorted(missing))}")
+    return {
+        str(key): OmegaConf.to_container(cfg[key]) if OmegaConf.is_config(cfg[key]) else cfg[key]
+        for key in cfg
+        if key != "data"
+    }
+
+
 def export(cfg: DictConfig) -> None:
     """Write a checkpoint as a folder in the released layout."""
     import torch
@@ -101,8 +149,7 @@ def export(cfg: DictConfig) -> None:
     from moonlit.distributed.checkpoint import stored_model
     from moonlit.hub.writer import save_released
 
-    if missing := OmegaConf.missing_keys(cfg):
-        raise ValueError(f"say {' and '.join(f'{key}=...' for key in sorted(missing))}")
+    settings_of(cfg)
     model, weights = stored_model(Path(cfg.ckpt))
     save_released(
         model,

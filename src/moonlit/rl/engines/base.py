@@ -4,6 +4,7 @@ Token in, token out: an engine never sees text.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -85,4 +86,8 @@ class Engine(Protocol):
 
     async def update_weights(self, module: nn.Module, version: int) -> None:
         """Take over a trainer's weights, checked; ``version`` stamps the tokens from here on."""
+        ...
+
+    def session(self) -> AbstractContextManager[Any]:
+        """Return what a dialogue's requests name, so that what they share is computed once."""
         ...

@@ -1,0 +1,193 @@
+"""A dialogue with a policy: sample a turn, run the tools it calls, sample on until it answers.
+
+Token in, token out: what was sampled stands in the next prompt as the same ids.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from PIL import Image
+
+from moonlit.agents.sandbox.pool import Pool
+from moonlit.agents.tools import Toolset
+from moonlit.agents.toolsets.ipython import ipython
+from moonlit.batch import Task
+from moonlit.chat.messages import Image as ImagePart
+from moonlit.chat.messages import Message, Text, VideoChunk
+from moonlit.chat.parser import ParsedTurn, parse_assistant
+from moonlit.chat.template import render
+from moonlit.chat.tokenizer import Tokenizer
+from moonlit.chat.vision_processing import RELEASED_LIMITS, PatchLimits, pack_media
+from moonlit.rl.engines.base import Completion, Engine, Request, Sampling
+
+RELEASED_TEMPERATURE = {True: 1.0, False: 0.6}
+"""Thinking, instant. Source: README of the release."""
+RELEASED_TOP_P = 0.95
+
+
+@dataclass(slots=True)
+class Reply:
+    """What came after a prompt: the policy's turns and what its tools returned."""
+
+    messages: list[Message] = field(default_factory=list)
+    completions: list[Completion] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    """What was malformed in the policy's turns."""
+    stop_reason: Literal["answer", "length", "context", "turns"] = "turns"
+    """It answered; a turn was cut; the positions ran out; the turns did."""
+
+    @property
+    def text(self) -> str:
+        """Words of the last turn if it is an answer, else none."""
+        if self.stop_reason != "answer":
+            return ""
+        return "".join(part.text for part in self.messages[-1].parts if isinstance(part, Text))
+
+    @property
+    def num_tokens(self) -> int:
+        """Sampled tokens."""
+        return sum(len(completion.token_ids) for completion in self.completions)
+
+    @property
+    def num_calls(self) -> int:
+        """Tool calls that could be read."""
+        return sum(len(message.tool_calls) for message in self.messages)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """How a policy is talked to.
+
+    Args:
+        engine: samples.
+        tokenizer: whose ids the engine knows.
+        max_positions: longest prompt and answer together [tokens].
+        max_new_tokens: of one turn.
+        thinking: let it think first.
+        temperature: None: the release's, 1.0 thinking and 0.6 instant.
+        top_p: None: the release's.
+        max_turns: of the policy in one reply; its tool calls end there.
+        limits: of pictures.
+    """
+
+    engine: Engine
+    tokenizer: Tokenizer
+    max_positions: int
+    max_new_tokens: int
+    thinking: bool = False
+    temperature: float | None = None
+    top_p: float | None = None
+    max_turns: int = 8
+    limits: PatchLimits = RELEASED_LIMITS
+
+    @property
+    def sampling(self) -> Sampling:
+        """Settings of every turn."""
+        temperature = RELEASED_TEMPERATURE[self.thinking]
+        return Sampling(
+            max_new_tokens=self.max_new_tokens,
+            stop_ids=frozenset({self.tokenizer.special.im_end_id}),
+            temperature=temperature if self.temperature is None else self.temperature,
+            top_p=RELEASED_TOP_P if self.top_p is None else self.top_p,
+        )
+
+    async def reply(
+        self,
+        messages: Sequence[Message],
+        *,
+        seed: int,
+        tools: Toolset | None = None,
+        watch: Callable[[Message], None] = lambda message: None,
+    ) -> Reply:
+        """Let the policy answer, tools included.
+
+        Args:
+            messages: the dialogue so far.
+            seed: of every token drawn.
+            tools: what may be called.
+            watch: is shown each message as it comes.
+
+        Raises:
+            ValueError: if the engine refuses the prompt.
+        """
+        reply = Reply()
+        with self.engine.session() as session:
+            for _ in range(self.max_turns):
+                turn = await self.turn([*messages, *reply.messages], reply, seed, session, tools)
+                if turn is None:
+                    return reply
+                watch(turn.message)
+                if not self.calls_tools(turn) or tools is None:
+                    reply.stop_reason = "answer"
+                    return reply
+                for result in await tools.answer(turn):
+                    reply.messages.append(result)
+                    watch(result)
+        return reply
+
+    async def turn(
+        self,
+        messages: Sequence[Message],
+        reply: Reply,
+        seed: int,
+        session: object,
+        tools: Toolset | None,
+    ) -> ParsedTurn | None:
+        """Sample one turn into the reply; None: it could not be finished, and the reply says why.
+
+        Raises:
+            ValueError: if the first prompt is too long already.
+        """
+        rendered = render(
+            messages,
+            self.tokenizer,
+            tools=tools.declarations if tools else (),
+            add_generation_prompt=True,
+            thinking=self.thinking,
+            limits=self.limits,
+        )
+        if reply.messages and len(rendered.input_ids) >= self.max_positions:
+            reply.stop_reason = "context"
+            return None
+        completion = await self.engine.generate(
+            Request(
+                input_ids=rendered.input_ids,
+                media=pack_media(rendered.media) if rendered.media else None,
+                sampling=self.sampling,
+                seed=seed,
+                session=session,
+            )
+        )
+        turn = parse_assistant(completion.token_ids, self.tokenizer, thinking=self.thinking)
+        reply.completions.append(completion)
+        reply.messages.append(turn.message)
+        reply.errors += turn.errors
+        if completion.stop_reason != "stop":
+            reply.stop_reason = completion.stop_reason
+            return None
+        return turn
+
+    def calls_tools(self, turn: ParsedTurn) -> bool:
+        """Whether a turn wants tools, readable or not."""
+        begin = self.tokenizer.special.tool_calls_section_begin_id
+        return bool(turn.message.tool_calls) or begin in (turn.message.sampled_ids or ())
+
+
+async def work_on(conversation: Conversation, task: Task, pool: Pool | None, *, seed: int) -> Reply:
+    """Let a policy work on a task, with a sandbox of its own where there is a pool."""
+    if pool is None:
+        return await conversation.reply(task.prompt, seed=seed)
+    async with ipython(pool, pictures_of(task.prompt)) as tool:
+        return await conversation.reply(task.prompt, seed=seed, tools=Toolset([tool]))
+
+
+def pictures_of(messages: Sequence[Message]) -> list[Image.Image]:
+    """Return all pictures of a dialogue in order, a clip's frames one by one."""
+    pictures: list[Image.Image] = []
+    for part in (part for message in messages for part in message.parts):
+        if isinstance(part, ImagePart):
+            pictures.append(part.image)
+        elif isinstance(part, VideoChunk):
+            pictures += part.frames
+    return pictures
