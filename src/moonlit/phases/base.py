@@ -195,9 +195,12 @@ class PhaseModule(LightningModule):
             router.tokens_per_expert_ME.copy_(load_ME)
 
     def finish_routers(self, *, taken: bool) -> None:
-        """Move every router's selection bias against the step's load, then forget the load."""
+        """Move every router's selection bias against the step's load, then forget the load.
+
+        The bias learns without a gradient: where the language model is frozen, it is frozen too.
+        """
         for router in self.routers:
-            if taken and self.selection_bias_rate:
+            if taken and self.selection_bias_rate and "language_model" in self.trains:
                 router.update_selection_bias(self.selection_bias_rate)
             router.reset_load()
 
