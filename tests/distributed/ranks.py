@@ -43,7 +43,7 @@ class Ranks:
 
     def answer_of(self, rank: int) -> tuple[bool, Any]:
         try:
-            if self.pipes[rank].poll(timeout=60):
+            if self.pipes[rank].poll(timeout=200):
                 return self.pipes[rank].recv()
             return True, f"rank {rank} did not answer"
         except EOFError:
@@ -71,7 +71,7 @@ def serve(rank: int, num_ranks: int, port: int, pipe: Connection) -> None:
         LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(num_ranks),
     )  # fmt: skip
     torch.distributed.init_process_group(
-        "gloo", rank=rank, world_size=num_ranks, timeout=timedelta(seconds=60)
+        "gloo", rank=rank, world_size=num_ranks, timeout=timedelta(seconds=150)
     )
     while True:
         try:
