@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from litdata import StreamingDataset
 from litdata.streaming.writer import BinaryWriter
+from rich.console import Console
 from rich.progress import Progress
 
 from data_modules.components.document import INDEX_DTYPE, Document
@@ -86,6 +87,7 @@ def write_corpus(
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
             unfinished.mkdir()
+            Console(stderr=True).print(f"preparing the corpus in {folder}, once", soft_wrap=True)
             write_sources(unfinished, recipes, num_processes or len(os.sched_getaffinity(0)))
             (unfinished / DESCRIPTION).write_text(json.dumps(description, indent=2))
             unfinished.rename(folder)

@@ -150,6 +150,9 @@ def export(cfg: DictConfig) -> None:
     from moonlit.hub.writer import save_released
 
     settings_of(cfg)
+    dtypes = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+    if cfg.dtype not in dtypes:
+        raise ValueError(f"dtype={cfg.dtype}: want one of {', '.join(dtypes)}")
     model, weights = stored_model(Path(cfg.ckpt))
     save_released(
         model,
@@ -157,7 +160,7 @@ def export(cfg: DictConfig) -> None:
         Path(cfg.out),
         max_shard_bytes=int(cfg.max_shard_gb * 1e9),
         int4_experts=cfg.int4_experts,
-        dtype=getattr(torch, cfg.dtype),
+        dtype=dtypes[cfg.dtype],
         weights=weights,
     )
     print(f"wrote {cfg.out}")

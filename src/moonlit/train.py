@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 import warnings
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 
 import lightning
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
@@ -54,7 +56,7 @@ def train(cfg: DictConfig) -> None:
     console = Console(quiet=not run.trainer.is_global_zero)
     if run.saved_at is not None:
         console.print(f"stopped at step {run.trainer.global_step}; go on with:")
-        console.print(f"  moonlit train resume_from={run.saved_at}", soft_wrap=True)
+        console.print(f"  {resume_command(cfg.run_dir, run.saved_at)}", soft_wrap=True)
         raise SystemExit(130)
     if run.phase.held_out_step != run.trainer.global_step:
         run.trainer.validate(run.phase, datamodule=run.data, verbose=False)
@@ -62,6 +64,15 @@ def train(cfg: DictConfig) -> None:
         save_metrics(run.phase.held_out.metrics(), Path(cfg.run_dir) / "held_out.json")
         console.print(held_out_table(run.phase.held_out, run.data.chance))
         console.print(next_commands(Path(cfg.run_dir)))
+
+
+def resume_command(run_dir: str, saved_at: Path) -> str:
+    """Return the command that goes on with this run: its own words, its folder, its state."""
+    said = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    kept = [
+        word for word in said if not word.startswith(("run_dir=", "init_from=", "resume_from="))
+    ]
+    return shlex.join(["moonlit", "train", *kept, f"run_dir={run_dir}", f"resume_from={saved_at}"])
 
 
 def save_metrics(metrics: dict[str, float], path: Path) -> None:

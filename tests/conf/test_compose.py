@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from moonlit.train import build
+from moonlit.train import build, resume_command
 
 CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = [None, *sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))]
@@ -93,3 +94,18 @@ def test_parts_that_do_not_fit_are_refused_before_anything_is_made(
 def test_a_value_of_the_wrong_type_is_refused_by_name(key: str, tmp_path: Path):
     with pytest.raises(Exception, match=key.split(".")[-1]):
         build(compose_run(f"{key}=two", f"run_dir={tmp_path}"))
+
+
+def test_a_stopped_run_goes_on_with_its_own_words(monkeypatch: pytest.MonkeyPatch):
+    """Catches: a resume that falls back to the default model, length or folder."""
+    words = ["model=small", "phase.trains=[mm_projector]", "init_from=a.ckpt"]
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        cfg = compose("train", overrides=words, return_hydra_config=True)
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", cfg)
+
+    command = resume_command("runs/mine", Path("runs/mine/interrupted.ckpt"))
+
+    assert command == (
+        "moonlit train model=small 'phase.trains=[mm_projector]' run_dir=runs/mine "
+        "resume_from=runs/mine/interrupted.ckpt"
+    )

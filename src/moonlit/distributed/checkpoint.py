@@ -2,6 +2,7 @@
 
 import io
 import os
+import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -190,4 +191,9 @@ def read(
         raise FileNotFoundError(f"no checkpoint at {path}")
     if not zipfile.is_zipfile(path):  # the archive's directory is written last
         raise ValueError(f"{path} is truncated or no checkpoint ({path.stat().st_size:,} bytes)")
-    return torch.load(str(path), map_location=map_location, weights_only=weights_only, mmap=mmap)
+    try:
+        return torch.load(
+            str(path), map_location=map_location, weights_only=weights_only, mmap=mmap
+        )
+    except (pickle.UnpicklingError, RuntimeError) as error:  # a zip file, but another kind
+        raise ValueError(f"{path} is no checkpoint: {error}") from error
