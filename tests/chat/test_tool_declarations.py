@@ -71,6 +71,35 @@ def test_tools_are_declared_as_typescript_types():
     assert declare_tools([wrapped, {"name": "now"}]) == DECLARED
 
 
+def test_a_default_of_nought_is_declared_and_none_is_not():
+    """Catches: defaults that are false, zero or empty left out with those that are not there."""
+    properties = {
+        "all": {"type": "boolean", "default": False},
+        "from": {"type": "integer", "default": 0},
+        "to": {"type": "integer", "default": None},
+    }
+
+    declared = declare_tools([{"name": "read", "parameters": {"properties": properties}}])
+
+    fields = [
+        "  // Default: false",
+        "  all?: boolean,",
+        "  // Default: 0",
+        "  from?: number,",
+        "  to?: number",
+    ]
+    assert "type read = (_: {\n" + "\n".join(fields) + "\n}) => any;" in declared
+
+
+def test_an_object_inside_an_object_is_indented_once_more():
+    """Catches: every object laid out as if it stood at the left margin."""
+    box = {"type": "object", "properties": {"x": {"type": "number"}}}
+
+    declared = declare_tools([{"name": "look", "parameters": {"properties": {"box": box}}}])
+
+    assert "(_: {\n  box?: {\n    x?: number\n  }\n}) => any;" in declared
+
+
 def test_a_schema_that_refers_to_itself_gets_a_name():
     tree = {"type": "object", "properties": {"children": {"type": "array", "items": {"$ref": "#"}}}}
 

@@ -33,6 +33,11 @@ def test_a_share_of_the_run_is_a_count_of_steps():
         assert warmup_stable_decay(step, 100, **shares) == warmup_stable_decay(step, 100, **WSD)
 
 
+def test_a_share_is_rounded_to_the_nearest_step():
+    """Catches: a share cut down to whole steps: 0.29 * 100 is a little less than 29."""
+    assert warmup_stable_decay(27, 100, warmup=0.29, decay=0, final_fraction=0.1) == 28 / 29
+
+
 def test_wsd_without_warmup_and_decay_is_constant():
     values = {warmup_stable_decay(s, 9, warmup=0, decay=0, final_fraction=0.1) for s in range(12)}
 

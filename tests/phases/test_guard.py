@@ -38,6 +38,26 @@ def test_no_spike_is_called_before_the_window_is_full():
     assert [guard.reason_to_skip(loss, 1.0) for loss in (1.0, 1.0, 9.0)] == [None] * 3
 
 
+def test_a_spike_is_called_as_soon_as_the_window_is_full():
+    """Catches: a window that is one step longer than it says."""
+    guard = StepGuard(spike_sigmas=1.0, window=3, max_skips_in_a_row=3)
+
+    reasons = [guard.reason_to_skip(loss, 1.0) for loss in (1.0, 1.0, 1.0, 9.0)]
+
+    assert reasons[:3] == [None] * 3
+    assert "spike" in str(reasons[3])
+
+
+def test_the_averages_forget_what_lies_before_the_window():
+    """Catches: averages over the whole run, beside which a late spike is small."""
+    guard = StepGuard(spike_sigmas=9.0, window=2, max_skips_in_a_row=3)
+
+    for loss in (8.0, 0.0, 4.0, 0.0):
+        guard.reason_to_skip(loss, 1.0)
+
+    assert guard.mean == 2.0  # 8, 4, 4, 2; over the whole run it is 3
+
+
 def test_the_run_stops_at_the_configured_number_in_a_row_only():
     guard = calm_guard()
     for loss in (math.nan, math.nan, 2.0, math.nan, math.nan):
