@@ -3,6 +3,7 @@
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from lightning import Callback, LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from micro_run import fit
 
-from callbacks import throughput
+from callbacks import progress, throughput
 from callbacks.attention_logits import AttentionLogits
 from callbacks.expert_load import ExpertLoad, layer_metrics, load_picture
 from callbacks.gradient_norms import GradientNorms
@@ -106,6 +107,21 @@ def test_the_load_picture_is_red_only_above_twice_the_mean():
     assert picture[:, 1, 0].tolist() == [0, 0, 0]
 
 
+class GiveLogits(Callback):
+    """Lets every layer have measured what its number says."""
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        measured = [b for name, b in pl_module.named_buffers() if name.endswith("max_logits_H")]
+        for layer, max_logits_H in enumerate(measured):
+            max_logits_H.copy_(torch.tensor([5.0, 7.0]) + layer)
+
+
+def test_the_maximum_logit_is_that_of_all_heads_and_layers():
+    """Catches: the logits of one layer alone, a mean over heads."""
+    phase = fit(max_steps=1, callbacks=[GiveLogits(), AttentionLogits()])
+    assert phase.trainer.callback_metrics["attention/max_logit"].item() == 8.0  # the second layer's
+
+
 def test_attention_logits_remember_every_head_ever_clipped():
     watcher = AttentionLogits()
     phase = fit(max_steps=1, callbacks=[watcher])
@@ -138,6 +154,21 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(capsys: pytest.Captu
     assert [line.split()[1] for line in shown] == ["1/3", "3/3"]
     assert "vision 11.4%" in shown[0]
     assert "loss" in shown[0]
+
+
+def test_after_a_resume_the_time_left_is_told_by_the_steps_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    """Catches: steps of before the resume counted as done in no time."""
+    fit(max_steps=3).trainer.save_checkpoint(tmp_path / "three.ckpt")
+    clock = iter([100.0, 110.0, 120.0, 130.0])  # training starts, then ten seconds a step
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+
+    watcher = RunProgress(line_every_s=0.0)
+    fit(max_steps=6, callbacks=[watcher], resume_from=tmp_path / "three.ckpt")
+
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert [line.split("left ")[1] for line in lines] == ["20 s", "10 s", "0 s"]
 
 
 class Press(Callback):

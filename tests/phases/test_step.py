@@ -1,14 +1,18 @@
 """The one training step that every phase shares."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from lightning import Callback, seed_everything
-from micro_run import fit, joined, micro_model, micro_settings
+from micro_run import NoiseData, NoiseSteps, fit, joined, micro_model, micro_settings
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from moonlit.models.decoder import DecoderOutput
+from moonlit.optim.muon_clip import MuonClip
 from moonlit.phases.guard import TrainingDivergedError
 from moonlit.phases.joint_pretraining import JointPretraining
 
@@ -55,6 +59,33 @@ def test_the_loss_is_the_mean_over_trained_tokens():
 def mask_all_but(row, position: int):
     row.loss_mask = torch.arange(row.num_tokens) == position
     return row
+
+
+def test_the_balance_loss_counts_once_for_every_trained_token():
+    """Catches: a balance loss that the division by the step's tokens makes vanish."""
+    phase = JointPretraining(**micro_settings())
+    phase.configure_model()
+    row = NoiseSteps()[0][1]
+    hidden_TD = torch.zeros(row.num_tokens, 24)
+
+    plain, balanced = (
+        phase.loss(DecoderOutput(hidden_TD, torch.tensor(b)), row) for b in (0.0, 2.0)
+    )
+
+    assert (balanced - plain).item() == pytest.approx(2 * row.loss_mask.sum().item(), rel=1e-5)
+
+
+def test_step_i_learns_at_the_schedules_rate_i_in_every_group():
+    """Catches: a schedule one step ahead, an encoder scale that the schedule overwrites."""
+    optimizer = partial(
+        MuonClip, lr=0.01, weight_decay=0.1, qk_clip_threshold=None, encoder_lr_scale=0.5
+    )
+    rates = [1.0, 0.25, 0.0]
+    settings = {"build_optimizer": optimizer, "schedule": lambda step, total_steps: rates[step]}
+
+    phase = fit(max_steps=2, phase=JointPretraining(**micro_settings(**settings)))
+
+    assert {group["lr"] for group in phase.trainer.optimizers[0].param_groups} == {0.00125, 0.0025}
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path):
@@ -108,6 +139,15 @@ def test_a_nan_step_is_skipped_and_leaves_every_weight_and_moment_alone():
     assert (phase.guard.skipped, phase.trainer.global_step) == (1, 3)
 
 
+@pytest.mark.filterwarnings("ignore:step 0 is skipped")
+def test_a_skipped_step_leaves_the_selection_bias_alone_and_forgets_its_load():
+    """Catches: routers that move on a step that the guard refused."""
+    (router,) = fit(max_steps=1, phase=poisoned({0})).routers
+
+    assert not router.e_score_correction_bias.any()
+    assert not router.tokens_per_expert_ME.any()
+
+
 def test_a_skipped_step_says_so():
     with pytest.warns(UserWarning, match="step 1 is skipped for a loss of nan"):
         fit(max_steps=2, phase=poisoned({1}))
@@ -146,3 +186,20 @@ def test_the_selection_bias_moves_against_the_load_and_the_load_is_forgotten():
     assert router.e_score_correction_bias.abs().max() > 0
     assert abs(router.e_score_correction_bias.sum().item()) < 1e-6  # moves are centred
     assert router.tokens_per_expert_ME.sum() == 0
+
+
+class HeldOutNoise(NoiseData):
+    held_out_names = ("noise",)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader([NoiseSteps()[0][1]], batch_size=None)
+
+
+def test_every_evaluation_counts_anew():
+    """Catches: scores that add up over the evaluations of a run."""
+    phase = fit(max_steps=1)
+
+    for _ in range(2):
+        phase.trainer.validate(phase, datamodule=HeldOutNoise(None), verbose=False)
+
+    assert phase.held_out.scores["noise"].num_tokens == NoiseSteps()[0][1].loss_mask.sum()
