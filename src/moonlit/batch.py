@@ -73,3 +73,89 @@ class Task:
     """The exact truth, JSON-serialisable: a number, a text, boxes, points or polygons in [0, 1]."""
     tags: dict[str, str] = field(default_factory=dict)
     """Free labels such as the split or the composition the picture was drawn from."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Segment:
+    """One row that is trained as it stands: a prompt and all that followed by appending.
+
+    Token in, token out: the ids are those that were sampled, never text read back.
+    """
+
+    input_ids: list[int]
+    is_sampled: list[bool]
+    """True where the policy wrote the token: it is trained."""
+    behavior_logprobs: list[float]
+    """Of sampled tokens, as the sampler recorded them [nats]; 0 elsewhere."""
+    policy_versions: list[int]
+    """Weights that sampled each token; -1 elsewhere."""
+    media: PackedMedia | None = None
+    """Items in the order of their placeholder tokens in ``input_ids``."""
+
+    def __post_init__(self) -> None:
+        lengths = {
+            len(self.input_ids),
+            len(self.is_sampled),
+            len(self.behavior_logprobs),
+            len(self.policy_versions),
+        }
+        if len(lengths) > 1:
+            raise ValueError(f"a segment's lists have the lengths {sorted(lengths)}: want one")
+
+    @property
+    def num_sampled(self) -> int:
+        """How many tokens the policy wrote."""
+        return sum(self.is_sampled)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """When a turn began and ended, on the clock of ``time.time`` [s]."""
+
+    began_s: float
+    ended_s: float
+
+
+@dataclass(slots=True, kw_only=True)
+class Trajectory:
+    """One rollout of a task."""
+
+    segments: list[Segment]
+    """One; more where context management rewrote the history."""
+    messages: list[Any]
+    """What was said after the task's prompt, for people and judges."""
+    spans: list[Span]
+    """One a message."""
+    stop_reason: str
+    """``answer``, ``length``, ``context``, ``turns``, ``budget`` or ``error``."""
+    text: str = ""
+    """Words of the final answer; none where there is no answer."""
+    rewards: dict[str, float] = field(default_factory=dict)
+    """What the judge measured, by name."""
+    reward: float = 0.0
+    """What is learnt from: the judge's weighted sum, then what length rules make of it."""
+    agent: str = "policy"
+    """Who acted; a sub-agent's name."""
+    prompt: list[Any] | None = None
+    """Messages before the first turn, where they are not the task's prompt."""
+    called_by: int | None = None
+    """The parent's turn that started this sub-agent, counted from its first prompt message."""
+    children: list["Trajectory"] = field(default_factory=list)
+    """Sub-agents' rollouts: observations, never trained."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Anything else that is measured."""
+    error: str | None = None
+    """A fault of environment or verifier, not of the policy: such a rollout is not trained."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the policy wrote here, its sub-agents' not among them."""
+        return sum(segment.num_sampled for segment in self.segments)
+
+
+@dataclass(slots=True, kw_only=True)
+class Group:
+    """The K rollouts of one task."""
+
+    task: Task
+    trajectories: list[Trajectory]

@@ -1,0 +1,41 @@
+"""What a rollout runs in: an environment lets a policy work on a task, a judge measures the work.
+
+Source: technical report (arXiv:2602.02276), App. D: a core agent loop with pluggable toolset, judge
+and prompt variation; every agent task is a coroutine, and may start others.
+"""
+
+from typing import Any, Protocol, runtime_checkable
+
+from moonlit.batch import Task, Trajectory
+
+
+class VerifierError(RuntimeError):
+    """A judge could not tell: its own fault, never the policy's, and never a reward of zero."""
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Measures a finished rollout."""
+
+    async def judge(self, task: Task, trajectory: Trajectory) -> dict[str, float]:
+        """Return what was measured, by name.
+
+        Raises:
+            VerifierError: if it cannot tell.
+        """
+        ...
+
+
+@runtime_checkable
+class Environment(Protocol):
+    """Lets a policy work on a task."""
+
+    async def run(self, task: Task, policy: Any, *, seed: int) -> Trajectory:
+        """Return the rollout, judged.
+
+        Args:
+            task: what to do.
+            policy: how the policy is talked to (``moonlit.rl.conversation.Conversation``).
+            seed: of all that is drawn.
+        """
+        ...
