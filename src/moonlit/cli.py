@@ -20,6 +20,7 @@ COMMANDS = {
     "chat": "talk to a model: moonlit chat ckpt=PATH image=photo.png prompt='What is this?'",
     "eval": "answer held-out tasks by generation: moonlit eval ckpt=PATH",
     "rejection_sampling": "keep right answers: moonlit rejection_sampling ckpt=PATH out=FOLDER",
+    "report": "one HTML page of curves and rollouts: moonlit report run=runs/A",
     "export": "write the released layout: moonlit export ckpt=PATH out=FOLDER",
 }
 
@@ -128,6 +129,17 @@ def rejection_sampling(cfg: DictConfig) -> None:
 
     settings = settings_of(cfg)
     make_set(instantiate(cfg.data), settings)
+
+
+def report(cfg: DictConfig) -> None:
+    """Draw a run's curves and rollouts on one HTML page."""
+    from moonlit.report.page import write_page
+
+    settings = settings_of(cfg)
+    run = Path(settings["run"])
+    out = Path(settings["out"] or run / "report.html")
+    print(write_page(run, out, max_rollouts=settings["max_rollouts"]))
+    print(f"wrote {out}")
 
 
 def settings_of(cfg: DictConfig) -> dict[str, Any]:

@@ -1,0 +1,208 @@
+"""The page in a real browser: quick, usable by keyboard, and deaf to what it shows."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+from moonlit.report.page import write_page
+from moonlit.rl.records import PICTURES, ROLLOUTS
+
+CHROMIUM = shutil.which("chromium")
+HACK = "document.title='hacked'"
+SCRIPT = f"</script><script>{HACK}</script><img src=x onerror={HACK}>"
+PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c489"
+    "0000000d49444154789c63f8cfc0f01f00050001ff56c7c2310000000049454e44ae426082"
+)
+QUIET = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+def turn(rollout: str, number: int, role: str, text: str, **more: Any) -> dict[str, Any]:
+    blank = {"thinking": None, "calls": [], "pictures": [], "num_tokens": None}
+    blank |= {"policy_versions": [], "began_s": None, "ended_s": None, "agent_name": None}
+    return {"kind": "turn", "rollout": rollout, "turn": number, "role": role, "text": text} | {
+        **blank, **more
+    }  # fmt: skip
+
+
+def end(rollout: str, **more: Any) -> dict[str, Any]:
+    return {
+        "kind": "end", "rollout": rollout, "parent": None, "called_by_turn": None, "step": 7,
+        "agent": "policy", "domain": "perception", "environment": "counting", "truth": 4,
+        "answer": "4", "reward": 1.0, "rewards": {"exact": 1.0}, "stop_reason": "answer",
+        "error": None, "num_tokens": 3, "metrics": {"num_calls": 0},
+    } | more  # fmt: skip
+
+
+def rollout(number: int) -> list[dict[str, Any]]:
+    """A rollout that asks two sub-agents; every tenth loses one."""
+    name = f"7/{number}/0"
+    reward = (number % 11) / 10
+    lost = number % 10 == 0
+    records = [
+        turn(name, 0, "user", f"How many, question {number}? {SCRIPT}", pictures=["dot.png"]),
+        turn(name, 1, "assistant", "", num_tokens=9, policy_versions=[3, 4], began_s=10.0,
+             ended_s=11.0, calls=[{"name": "assign_task", "arguments": '{"agent": "a"}'}]),
+        turn(name, 2, "tool", "the agent says four", began_s=11.0, ended_s=14.0),
+        turn(name, 3, "assistant", str(number % 7), num_tokens=2, policy_versions=[4, 4],
+             began_s=14.0, ended_s=14.5),
+        end(name, reward=reward, answer=str(number % 7)),
+    ]  # fmt: skip
+    for child in range(2):
+        inner = f"{name}.{child}"
+        records += [
+            turn(inner, 0, "user", "look"),
+            turn(inner, 1, "assistant", "four", began_s=11.0, ended_s=13.0 + child),
+            end(inner, parent=name, called_by_turn=1, agent=f"agent {child}",
+                error="crashed" if lost and child else None),
+        ]  # fmt: skip
+    return records
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    (folder / PICTURES).mkdir(parents=True)
+    (folder / PICTURES / "dot.png").write_bytes(PIXEL)
+    lines = [json.dumps(record) for number in range(1000) for record in rollout(number)]
+    (folder / ROLLOUTS / "step_000007.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> Iterator[Page]:
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    write_page(run, run / "report.html", max_rollouts=1000)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        page = browser.new_context(offline=True).new_page()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto((run / "report.html").as_uri())
+        page.wait_for_selector("#list li")
+        page.asked = asked  # pyright: ignore[reportAttributeAccessIssue]
+        yield page
+        browser.close()
+
+
+@pytest.mark.browser
+def test_it_shows_a_thousand_rollouts_and_asks_the_network_for_nothing(page: Page):
+    assert page.locator("#list li").count() == 1000
+    assert page.locator("#count").inner_text() == "1000 of 1000 rollouts"
+    assert all(url.startswith(("file:", "data:")) for url in page.asked)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.browser
+def test_what_a_model_wrote_stays_text(page: Page):
+    page.reload()
+
+    assert page.title().startswith("moonlit: ")
+    assert SCRIPT in page.locator("#detail .turn pre").first.inner_text()
+
+
+@pytest.mark.browser
+def test_a_thousand_rollouts_open_within_two_seconds(page: Page):
+    """The browser's own clock: from the navigation to the end of the script that draws."""
+    times = []
+    for _ in range(3):
+        page.reload()
+        times.append(
+            page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd") / 1000
+        )
+
+    assert min(times) < 2
+    print(f"opened within {min(times):.2f} s")
+
+
+@pytest.mark.browser
+def test_the_keyboard_is_enough(page: Page):
+    page.reload()
+    page.locator("#list").focus()
+
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowUp")
+
+    selected = page.locator('#list [aria-selected="true"]')
+    assert selected.count() == 1
+    assert "rollout 7/1/0" in selected.inner_text()
+    assert page.locator("#list").get_attribute("aria-activedescendant") == selected.get_attribute(
+        "id"
+    )
+    assert "rollout 7/1/0" in page.locator("#detail h3").inner_text()
+    page.keyboard.press("End")
+    assert "rollout 7/999/0" in page.locator("#detail h3").inner_text()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "detail"
+
+
+@pytest.mark.browser
+def test_everything_that_can_be_used_has_a_name(page: Page):
+    nameless = page.evaluate("""() => [...document.querySelectorAll(
+        'input, select, [role=listbox], [role=img], article, img')].filter((node) =>
+        !(node.labels?.length || node.getAttribute('aria-label') || node.alt)).length""")
+
+    assert nameless == 0
+    assert page.locator("#detail [role=img]").count() == 1
+    assert "3 agents" in (page.locator(".timeline").get_attribute("aria-label") or "")
+
+
+@pytest.mark.browser
+def test_filters_by_reward_failure_and_words(page: Page):
+    page.reload()
+
+    page.fill("#min-reward", "0.95")
+    assert page.locator("#list li").count() == 90  # number % 11 == 10
+    page.check("#failed")
+    assert page.locator("#list li").count() == 9
+    page.fill("#min-reward", "")
+    page.fill("#words", "question 990?")
+    assert page.locator("#list li").count() == 1
+    page.fill("#words", "no such words")
+    assert page.locator("#detail").inner_text() == "No rollout fits."
+
+
+@pytest.mark.browser
+def test_sub_agents_stand_below_the_turn_that_called_them(page: Page):
+    page.reload()
+
+    children = page.locator("#detail li:has(> article[aria-label='Turn 1, assistant']) > details")
+    assert children.count() == 2
+    assert "crashed" in children.nth(1).inner_text()
+    assert not children.first.evaluate("node => node.open")
+    page.locator(".timeline rect").nth(3).dispatch_event("click")
+    assert children.first.evaluate("node => node.open")
+
+
+def test_pictures_of_rollouts_that_are_left_out_are_left_out_too(run: Path, tmp_path: Path):
+    summary = write_page(run, tmp_path / "small.html", max_rollouts=2)
+
+    page = (tmp_path / "small.html").read_text()
+    assert "2 rollouts (the newest; 998 older ones are left out" in summary
+    assert page.count('"kind": "end"') == 6
+    assert "question 998" in page
+    assert "question 997" not in page
+
+
+def test_a_run_without_anything_is_refused(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="neither a curve nor a rollout"):
+        write_page(tmp_path, tmp_path / "report.html", max_rollouts=10)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        write_page(tmp_path / "gone", tmp_path / "report.html", max_rollouts=10)
+
+
+def test_a_broken_line_is_named(run: Path, tmp_path: Path):
+    (tmp_path / ROLLOUTS).mkdir(parents=True)
+    (tmp_path / ROLLOUTS / "step_000001.jsonl").write_text('{"kind": "end"\n')
+
+    with pytest.raises(ValueError, match=r"step_000001\.jsonl, line 1"):
+        write_page(tmp_path, tmp_path / "report.html", max_rollouts=10)

@@ -1,0 +1,114 @@
+"""Rollouts written down: turns, versions, times, links to sub-agents, and a trace of them."""
+
+import json
+from pathlib import Path
+
+from PIL import Image as PILImage
+
+from callbacks.rollout_records import RolloutRecords
+from moonlit.batch import Group, Segment, Span, Task, Trajectory
+from moonlit.chat.messages import Image, Message, Text, ToolCall
+from moonlit.rl.records import PICTURES, chrome_trace, group_records, read_records
+
+PICTURE = PILImage.new("RGB", (28, 28), "red")
+
+
+def child() -> Trajectory:
+    return Trajectory(
+        agent="reader",
+        prompt=[Message(role="user", content="read page 4")],
+        called_by=1,
+        segments=[segment([False, True], [-1, 2])],
+        messages=[Message(role="assistant", content="nothing there")],
+        spans=[Span(11.5, 13.0)],
+        stop_reason="error",
+        error="TimeoutError: 5 s",
+    )
+
+
+def segment(is_sampled: list[bool], versions: list[int]) -> Segment:
+    return Segment(
+        input_ids=list(range(len(is_sampled))),
+        is_sampled=is_sampled,
+        behavior_logprobs=[0.0] * len(is_sampled),
+        policy_versions=versions,
+    )
+
+
+def group() -> Group:
+    task = Task(
+        prompt=[Message(role="user", content=[Image(PICTURE), Text("How many?")])],
+        domain="perception",
+        environment="counting",
+        answer=3,
+    )
+    call = ToolCall("assign_task", {"agent": "reader"}, "functions.assign_task:0")
+    trajectory = Trajectory(
+        segments=[segment([False, True, True, False, True], [-1, 3, 4, -1, 4])],
+        messages=[
+            Message(role="assistant", content="", tool_calls=[call]),
+            Message(role="tool", content="lost", name="assign_task", tool_call_id="0"),
+            Message(role="assistant", content="3"),
+        ],
+        spans=[Span(10.0, 11.0), Span(11.0, 13.0), Span(13.0, 13.5)],
+        stop_reason="answer",
+        text="3",
+        reward=1.0,
+        rewards={"counting": 1.0},
+        children=[child()],
+    )
+    return Group(task=task, trajectories=[trajectory])
+
+
+def records() -> list[dict]:
+    return list(group_records(group(), step=7, number="0-2", store_picture=lambda image: "x.png"))
+
+
+def test_a_record_a_turn_with_versions_and_times():
+    turns = [r for r in records() if r["kind"] == "turn" and r["parent"] is None]
+
+    assert [r["role"] for r in turns] == ["user", "assistant", "tool", "assistant"]
+    assert [r["num_tokens"] for r in turns] == [None, 2, None, 1]
+    assert turns[1]["policy_versions"] == [3, 4]
+    assert (turns[2]["began_s"], turns[2]["ended_s"]) == (11.0, 13.0)
+    assert turns[0]["pictures"] == ["x.png"]
+    assert json.loads(turns[1]["calls"][0]["arguments"]) == {"agent": "reader"}
+
+
+def test_a_sub_agent_is_linked_to_the_turn_that_called_it():
+    ends = {r["rollout"]: r for r in records() if r["kind"] == "end"}
+
+    assert ends["7/0-2/0"]["parent"] is None
+    assert ends["7/0-2/0.0"]["parent"] == "7/0-2/0"
+    assert ends["7/0-2/0.0"]["called_by_turn"] == 1
+    assert ends["7/0-2/0.0"]["error"] == "TimeoutError: 5 s"
+    assert ends["7/0-2/0"]["reward"] == 1.0
+
+
+def test_the_trace_holds_every_timed_turn_in_microseconds():
+    events = chrome_trace(records())["traceEvents"]
+    bars = [event for event in events if event["ph"] == "X"]
+    names = {event["args"]["name"] for event in events if event["name"] == "thread_name"}
+
+    assert names == {"policy", "reader"}
+    assert sorted((bar["ts"], bar["dur"]) for bar in bars) == [
+        (10.0e6, 1.0e6),
+        (11.0e6, 2.0e6),
+        (11.5e6, 1.5e6),
+        (13.0e6, 0.5e6),
+    ]
+    assert len({bar["pid"] for bar in bars}) == 1
+    assert len({bar["tid"] for bar in bars}) == 2
+
+
+def test_what_is_written_is_read_back(tmp_path: Path):
+    watcher = RolloutRecords(run_dir=str(tmp_path), every_n_iterations=1, max_groups=8)
+
+    watcher.write([group()], step=7, rank=0)
+    watcher.write([group()], step=8, rank=1)
+
+    read = list(read_records(tmp_path))
+    assert [r["step"] for r in read if r["kind"] == "end"] == [7, 7, 8, 8]
+    assert len({r["rollout"] for r in read}) == 4
+    assert len(list((tmp_path / PICTURES).iterdir())) == 1  # the same picture is kept once
+    assert json.loads((tmp_path / "rollouts/step_000007.trace.json").read_text())["traceEvents"]
