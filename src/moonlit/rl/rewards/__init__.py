@@ -1,1 +1,14 @@
-"""What an answer is worth, from the answer and the exact truth alone."""
+"""Rewards: pure functions from an answer's words and the truth to a number in [0, 1].
+
+| environment | form | file | source |
+| --- | --- | --- | --- |
+| grounding | soft F1 over IoU, best one-to-one matching | ``grounding`` | Sec. 4.4.2; form ours |
+| pointing | soft F1 over a Gaussian of the distance | ``pointing`` | Sec. 4.4.2; sigma is ours |
+| segmentation | IoU of the filled outlines | ``segmentation`` | Sec. 4.4.2 |
+| ocr, caption | 1 - normalised edit distance | ``ocr`` | Sec. 4.4.2; the normaliser is ours |
+| counting | 1 - relative absolute difference | ``counting`` | Sec. 4.4.2; the map is ours |
+| all others | 1 if the answer is the truth, else 0 | ``exact`` | rule-based outcome |
+
+Sections are those of the technical report (arXiv:2602.02276). An answer that cannot be read earns
+0; a reward that is broken raises (``rules.RuleJudge``): the two are never confused.
+"""

@@ -1,0 +1,84 @@
+"""The judge of verifiable tasks: the rule of a task's environment, and the form of the answer."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from moonlit.agents.environment import VerifierError
+from moonlit.batch import Task, Trajectory
+from moonlit.rl.rewards.counting import counting
+from moonlit.rl.rewards.exact import is_exact
+from moonlit.rl.rewards.grounding import grounding
+from moonlit.rl.rewards.ocr import ocr
+from moonlit.rl.rewards.pointing import pointing
+from moonlit.rl.rewards.segmentation import segmentation
+
+Rule = Callable[[str, Any], float]
+"""From an answer's words and the truth to [0, 1]."""
+
+
+def exact(answer: str, truth: Any) -> float:
+    """1 if the answer is the truth, the whole of it and nothing else; else 0."""
+    return float(is_exact(answer, truth))
+
+
+RULES: dict[str, Rule] = {
+    "counting": counting,
+    "grounding": grounding,
+    "pointing": pointing,
+    "segmentation": segmentation,
+    "ocr": ocr,
+    "naming": exact,
+    "colour": exact,
+    "shape": exact,
+    "position": exact,
+    "puzzle": exact,
+    "motion": exact,
+    "caption": ocr,
+    "exact": exact,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleJudge:
+    """Scores an answer by the rule of its task's environment.
+
+    Args:
+        rules: further rules by environment, or other ones for those of ``RULES``.
+    """
+
+    rules: Mapping[str, Rule] = field(default_factory=dict)
+
+    async def judge(self, task: Task, trajectory: Trajectory) -> dict[str, float]:
+        """Return the rule's reward under its environment's name; without an answer it is 0.
+
+        Raises:
+            VerifierError: if there is no such rule, or it fails, or leaves [0, 1].
+        """
+        name = task.environment
+        rule = self.rules.get(name, RULES.get(name))
+        if rule is None:
+            raise VerifierError(f"no reward for environment {name!r}: there are {sorted(RULES)}")
+        if task.answer is None:
+            raise VerifierError(f"a task of environment {name!r} has no answer to compare with")
+        if trajectory.stop_reason != "answer":
+            return {name: 0.0}
+        try:
+            reward = float(rule(trajectory.text, task.answer))
+        except Exception as error:
+            raise VerifierError(
+                f"reward {name!r} failed: {type(error).__name__}: {error}"
+            ) from error
+        return {name: in_bounds(name, reward)}
+
+
+def in_bounds(name: str, reward: float) -> float:
+    """Return a reward that is in [0, 1].
+
+    Raises:
+        VerifierError: if it is not, naming the reward.
+    """
+    if not math.isfinite(reward) or not 0 <= reward <= 1 + 1e-9:
+        raise VerifierError(f"reward {name!r} returned {reward}: it promises [0, 1]")
+    return min(reward, 1.0)
