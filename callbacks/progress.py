@@ -18,6 +18,8 @@ from rich.progress import (
 
 SHOWN = {  # logged metric -> how it reads
     "train/nll_per_token": "loss {:.3f}",
+    "rl/reward_mean": "reward {:.3f}",
+    "rl/tokens_per_answer": "{:.1f} tokens an answer",
     "perf/tokens_per_s_per_gpu": "{:,.0f} tokens/s",
     "data/vision_share": "vision {:.1%}",
 }

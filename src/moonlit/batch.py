@@ -93,12 +93,16 @@ class Segment:
     """Items in the order of their placeholder tokens in ``input_ids``."""
 
     def __post_init__(self) -> None:
-        lengths = {
-            len(self.input_ids),
-            len(self.is_sampled),
-            len(self.behavior_logprobs),
-            len(self.policy_versions),
-        }
+        self.check()
+
+    def check(self) -> None:
+        """Refuse lists of unlike lengths.
+
+        Raises:
+            ValueError: with the lengths.
+        """
+        lists = self.input_ids, self.is_sampled, self.behavior_logprobs, self.policy_versions
+        lengths = {len(values) for values in lists}
         if len(lengths) > 1:
             raise ValueError(f"a segment's lists have the lengths {sorted(lengths)}: want one")
 

@@ -8,11 +8,38 @@ from rich.panel import Panel
 from rich.table import Table
 
 from moonlit.phases.held_out import HeldOut
+from moonlit.phases.held_out_rewards import HeldOutRewards
 
 BLIND = "_blind"
 
 
-def held_out_table(held_out: HeldOut, chance: Mapping[str, float]) -> Table:
+def held_out_table(held_out: HeldOut | HeldOutRewards, chance: Mapping[str, float]) -> Table:
+    """Lay out what a phase has scored; chance by set, where it is known."""
+    if isinstance(held_out, HeldOutRewards):
+        return reward_table(held_out, chance)
+    return likelihood_table(held_out, chance)
+
+
+def reward_table(held_out: HeldOutRewards, chance: Mapping[str, float]) -> Table:
+    """Lay out the rewards of answers made by generation."""
+    table = Table(title="held out, by generation", title_justify="left")
+    table.add_column("set")
+    for column in ("answers", "reward", "by chance", "solved", "tokens", "errors"):
+        table.add_column(column, justify="right")
+    for name, score in held_out.scores.items():
+        table.add_row(
+            name,
+            f"{score.num_answers}",
+            f"{score.mean(score.reward_sum):.3f}",
+            f"{chance[name]:.3f}" if name in chance else "",
+            f"{score.mean(score.num_solved):.1%}",
+            f"{score.mean(score.num_tokens):.1f}",
+            f"{score.num_errors}",
+        )
+    return table
+
+
+def likelihood_table(held_out: HeldOut, chance: Mapping[str, float]) -> Table:
     """Lay a set and its blind baseline (another item's picture) side by side.
 
     Args:

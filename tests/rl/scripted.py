@@ -43,11 +43,20 @@ class Scripted:
         ids = self.turns.pop(0)
         ends = ids[-1] == SPECIAL.im_end_id
         return Completion(
-            token_ids=ids, policy_versions=[0] * len(ids), stop_reason="stop" if ends else "length"
+            token_ids=ids,
+            behavior_logprobs=[-0.5] * len(ids),
+            policy_versions=[0] * len(ids),
+            stop_reason="stop" if ends else "length",
         )
 
     async def update_weights(self, module: nn.Module, version: int) -> None:
         raise NotImplementedError
+
+    def pause(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
     @contextmanager
     def session(self) -> Iterator[None]:

@@ -39,3 +39,7 @@ class Environment(Protocol):
             seed: of all that is drawn.
         """
         ...
+
+    async def aclose(self) -> None:
+        """Let go of what rollouts shared, such as a pool of sandboxes."""
+        ...

@@ -52,6 +52,8 @@ class PhaseModule(LightningModule):
         guard: judges every optimizer step.
     """
 
+    loss_name = "train/nll_per_token"
+    """What the loss of a step is logged as."""
     model: Kimi
     vision: InlineEncoder
     backbone: Backbone
@@ -155,7 +157,7 @@ class PhaseModule(LightningModule):
         averaged = 1 if getattr(strategy, "sums_gradients", False) else self.trainer.world_size
         return loss_sum / num_tokens.clamp(min=1) * averaged
 
-    def optimizer_step_from(self, nll_per_token: Tensor) -> None:
+    def optimizer_step_from(self, loss_per_token: Tensor) -> None:
         """Clip, judge and take one optimizer step; a refused one leaves the weights untouched."""
         optimizer = cast(LightningOptimizer, self.optimizers())
         self.sum_router_loads()
@@ -164,14 +166,14 @@ class PhaseModule(LightningModule):
             group["lr"] = group["initial_lr"] * multiplier
         trained = [p for p in self.model.parameters() if p.grad is not None]
         grad_norm = clip_grad_norm_(trained, self.max_grad_norm)
-        reason = self.guard.reason_to_skip(nll_per_token.item(), grad_norm.item())
+        reason = self.guard.reason_to_skip(loss_per_token.item(), grad_norm.item())
         if reason is not None:
             rank_zero_warn(f"step {self.global_step} is skipped for {reason}")
             optimizer.zero_grad(set_to_none=True)  # no gradient: the step below changes nothing
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self.finish_routers(taken=reason is None)
-        self.log("train/nll_per_token", nll_per_token, prog_bar=True)
+        self.log(self.loss_name, loss_per_token, prog_bar=True)
         self.log_dict(
             {
                 "train/grad_norm": grad_norm,

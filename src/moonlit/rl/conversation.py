@@ -3,6 +3,7 @@
 Token in, token out: what was sampled stands in the next prompt as the same ids.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,11 +13,11 @@ from PIL import Image
 from moonlit.agents.sandbox.pool import Pool
 from moonlit.agents.tools import Toolset
 from moonlit.agents.toolsets.ipython import ipython
-from moonlit.batch import Task
+from moonlit.batch import Segment, Span, Task
 from moonlit.chat.messages import Image as ImagePart
 from moonlit.chat.messages import Message, Text, VideoChunk
 from moonlit.chat.parser import ParsedTurn, parse_assistant
-from moonlit.chat.template import render
+from moonlit.chat.template import Rendered, render
 from moonlit.chat.tokenizer import Tokenizer
 from moonlit.chat.vision_processing import RELEASED_LIMITS, PatchLimits, pack_media
 from moonlit.rl.engines.base import Completion, Engine, Request, Sampling
@@ -31,7 +32,12 @@ class Reply:
     """What came after a prompt: the policy's turns and what its tools returned."""
 
     messages: list[Message] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    """When each message was made."""
+    prompts: list[Rendered] = field(default_factory=list)
+    """What each turn of the policy was sampled after ..."""
     completions: list[Completion] = field(default_factory=list)
+    """... and what was sampled."""
     errors: list[str] = field(default_factory=list)
     """What was malformed in the policy's turns."""
     stop_reason: Literal["answer", "length", "context", "turns"] = "turns"
@@ -53,6 +59,31 @@ class Reply:
     def num_calls(self) -> int:
         """Tool calls that could be read."""
         return sum(len(message.tool_calls) for message in self.messages)
+
+    def add(self, message: Message, began_s: float) -> None:
+        """Append a message that has just been made."""
+        self.messages.append(message)
+        self.spans.append(Span(began_s, time.time()))
+
+    def segments(self) -> list[Segment]:
+        """Return the rows to train: one, as long as every prompt extends what stood before it."""
+        segments: list[Segment] = []
+        for prompt, completion in zip(self.prompts, self.completions, strict=True):
+            before = segments[-1].input_ids if segments else None
+            if before is None or prompt.input_ids[: len(before)] != before:
+                segments.append(
+                    Segment(input_ids=[], is_sampled=[], behavior_logprobs=[], policy_versions=[])
+                )
+            segment = segments[-1]
+            given = prompt.input_ids[len(segment.input_ids) :]
+            sampled = completion.token_ids
+            segment.input_ids += given + sampled
+            segment.is_sampled += [False] * len(given) + [True] * len(sampled)
+            segment.behavior_logprobs += [0.0] * len(given) + completion.behavior_logprobs
+            segment.policy_versions += [-1] * len(given) + completion.policy_versions
+            segment.media = pack_media(prompt.media) if prompt.media else None
+            segment.check()
+        return segments
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,8 +152,9 @@ class Conversation:
                 if not self.calls_tools(turn) or tools is None:
                     reply.stop_reason = "answer"
                     return reply
+                began_s = time.time()
                 for result in await tools.answer(turn):
-                    reply.messages.append(result)
+                    reply.add(result, began_s)
                     watch(result)
         return reply
 
@@ -150,6 +182,7 @@ class Conversation:
         if reply.messages and len(rendered.input_ids) >= self.max_positions:
             reply.stop_reason = "context"
             return None
+        began_s = time.time()
         completion = await self.engine.generate(
             Request(
                 input_ids=rendered.input_ids,
@@ -160,8 +193,9 @@ class Conversation:
             )
         )
         turn = parse_assistant(completion.token_ids, self.tokenizer, thinking=self.thinking)
+        reply.prompts.append(rendered)
         reply.completions.append(completion)
-        reply.messages.append(turn.message)
+        reply.add(turn.message, began_s)
         reply.errors += turn.errors
         if completion.stop_reason != "stop":
             reply.stop_reason = completion.stop_reason

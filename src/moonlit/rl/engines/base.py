@@ -91,3 +91,11 @@ class Engine(Protocol):
     def session(self) -> AbstractContextManager[Any]:
         """Return what a dialogue's requests name, so that what they share is computed once."""
         ...
+
+    def pause(self) -> None:
+        """Sample no further token until the event loop runs again; requests are kept."""
+        ...
+
+    def close(self) -> None:
+        """Serve no more."""
+        ...

@@ -144,6 +144,11 @@ class NativeEngine:
             if self._driver is None or self._driver.done():
                 self._thread.submit(self._read_inbox)
 
+    def pause(self) -> None:
+        """Return once the thread stands still; it goes on when the event loop runs again."""
+        self._inbox.append(lambda: None)  # ends the thread's turn after the step under way
+        self._thread.submit(lambda: None).result()
+
     def close(self) -> None:
         """End the thread; the engine serves no more."""
         self._thread.shutdown(wait=True)

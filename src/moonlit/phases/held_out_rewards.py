@@ -1,0 +1,76 @@
+"""Held-out scores of an RL phase: mean reward and solved share of answers made by generation."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from moonlit.batch import Trajectory
+
+SOLVED = 1 - 1e-6
+"""An answer of this reward is right."""
+
+
+@dataclass(slots=True)
+class RewardScore:
+    """Running sums of one held-out set."""
+
+    reward_sum: float = 0.0
+    num_solved: int = 0
+    num_answers: int = 0
+    num_tokens: int = 0
+    num_errors: int = 0
+    """Answers that no verifier could judge; they are in no mean."""
+
+    def mean(self, value: float) -> float:
+        """Divide by the judged answers; nan before there are any."""
+        return value / self.num_answers if self.num_answers else float("nan")
+
+
+@dataclass(slots=True)
+class HeldOutRewards:
+    """Scores by the name of the held-out set."""
+
+    scores: dict[str, RewardScore] = field(default_factory=dict)
+
+    def clear(self) -> None:
+        """Forget everything: a new pass begins."""
+        self.scores.clear()
+
+    def add(self, name: str, trajectories: Sequence[Trajectory]) -> None:
+        """Count some answers."""
+        score = self.scores.setdefault(name, RewardScore())
+        for one in trajectories:
+            if one.error is not None:
+                score.num_errors += 1
+                continue
+            score.reward_sum += one.reward
+            score.num_solved += one.reward >= SOLVED
+            score.num_answers += 1
+            score.num_tokens += one.num_tokens
+
+    def sum_over_ranks(self, global_sum: Callable[[Tensor], Tensor]) -> None:
+        """Add what every rank counted on its own tasks."""
+        if not self.scores:
+            return
+        sums = [
+            [one.reward_sum, one.num_solved, one.num_answers, one.num_tokens, one.num_errors]
+            for one in self.scores.values()
+        ]
+        totals = global_sum(torch.tensor(sums, dtype=torch.float64)).tolist()
+        for name, (reward_sum, *counts) in zip(list(self.scores), totals, strict=True):
+            self.scores[name] = RewardScore(reward_sum, *map(int, counts))
+
+    def metrics(self) -> dict[str, float]:
+        """Return ``held_out/NAME/{reward,solved,tokens_per_answer,errors}`` for each set."""
+        return {
+            f"held_out/{name}/{what}": value
+            for name, score in self.scores.items()
+            for what, value in {
+                "reward": score.mean(score.reward_sum),
+                "solved": score.mean(score.num_solved),
+                "tokens_per_answer": score.mean(score.num_tokens),
+                "errors": float(score.num_errors),
+            }.items()
+        }

@@ -1,0 +1,389 @@
+"""What the RL phases share: an iteration rolls out, scores, trains and syncs the engine.
+
+Axes: T tokens of a packed row, K rollouts of a task.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from lightning.fabric.utilities import move_data_to_device
+from torch import Tensor
+
+from moonlit.agents.environment import Environment
+from moonlit.batch import Group, PackedBatch, Task
+from moonlit.chat.messages import Image, VideoChunk
+from moonlit.losses.policy_gradient import PolicyObjective, token_logprobs
+from moonlit.models.decoder import DecoderOutput
+from moonlit.phases.base import PhaseModule
+from moonlit.phases.held_out_rewards import HeldOutRewards
+from moonlit.rl.conversation import Conversation
+from moonlit.rl.engines.base import Engine
+from moonlit.rl.length_rules import LengthRule
+from moonlit.rl.packing import pack, trained_segments
+from moonlit.rl.rollout_manager import RolloutManager
+
+QUANTILES = {"05": 0.05, "50": 0.5, "95": 0.95}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutSettings:
+    """How answers are sampled, and how many. None of the numbers is stated by the report.
+
+    Args:
+        group_size: K, answers to a task.
+        groups_per_iteration: over all ranks.
+        groups_ahead: in flight beyond those, over all ranks: partial rollouts.
+        max_staleness: an answer is trained at most so many versions after it began [versions].
+        max_token_staleness: tokens sampled more versions ago are context only; None: all train.
+        updates_per_iteration: optimizer steps into which an iteration's groups are dealt.
+        drop_equal_rewards: ask for another group where all rewards are equal.
+        temperature: of sampling.
+        final_temperature: reached at the end of the run (K2 decays it, arXiv:2507.20534, Sec.
+            3.2.3); None: it stays.
+        max_new_tokens: of one turn.
+        max_turns: of the policy in one answer.
+        thinking: let it think first.
+        row_tokens: of a packed row that is trained [tokens].
+        max_error_fraction: of rollouts lost to environments or verifiers; more stop the run.
+        timeout_s: of one rollout; None: none.
+    """
+
+    group_size: int
+    groups_per_iteration: int
+    groups_ahead: int = 0
+    max_staleness: int = 0
+    max_token_staleness: int | None = None
+    updates_per_iteration: int = 1
+    drop_equal_rewards: bool = False
+    temperature: float = 1.0
+    final_temperature: float | None = None
+    max_new_tokens: int
+    max_turns: int = 1
+    thinking: bool = False
+    row_tokens: int = 4096
+    max_error_fraction: float = 0.1
+    timeout_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.updates_per_iteration <= self.groups_per_iteration:
+            raise ValueError(
+                f"updates_per_iteration={self.updates_per_iteration}, groups_per_iteration="
+                f"{self.groups_per_iteration}: want 1 <= updates <= groups"
+            )
+        if min(self.temperature, self.final_temperature or self.temperature) <= 0:
+            raise ValueError("temperature must be above 0: greedy answers have no probability")
+
+
+class PolicyPhase(PhaseModule):
+    """Base of the RL phases.
+
+    The data module gives ``task(number)``, ``tokenizer`` and, as validation batches, lists of held-
+    out tasks. A training batch is an iteration's number; all else is collected here.
+
+    Args:
+        objective: summed loss of sampled tokens.
+        environment: what a rollout runs in.
+        build_engine: makes the engine from the model and ``version=``.
+        rollouts: how many answers, and how.
+        length_rule: what length does to rewards.
+        normalise_advantages: divide by the group's deviation, as GRPO does and K2.5 does not.
+        reset_optimizer: forget the optimizer's state after each iteration, as k1.5 does.
+        step: as ``PhaseModule`` says.
+    """
+
+    loss_name = "rl/loss_per_token"
+    held_out: HeldOutRewards  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(
+        self,
+        *,
+        objective: PolicyObjective,
+        environment: Environment,
+        build_engine: Callable[..., Engine],
+        rollouts: RolloutSettings,
+        length_rule: LengthRule,
+        normalise_advantages: bool,
+        reset_optimizer: bool,
+        **step: Any,
+    ) -> None:
+        super().__init__(**step)
+        self.objective, self.environment = objective, environment
+        self.build_engine, self.rollouts, self.length_rule = build_engine, rollouts, length_rule
+        self.normalise_advantages, self.reset_optimizer = normalise_advantages, reset_optimizer
+        self.held_out = HeldOutRewards()
+        self.last_groups: list[Group] = []
+        self.manager: RolloutManager | None = None
+        self.restored: list[Mapping[str, Any]] = []
+        self.sampled: dict[str, list[Tensor]] = defaultdict(list)
+
+    # An iteration
+
+    def training_step(self, microbatches: Any, batch_idx: int) -> None:
+        """Roll out, score, take the optimizer steps, and give the engine the new weights."""
+        seconds: dict[str, float] = {}
+        with timed(seconds, "rollout"):
+            self.last_groups = self.collect()
+        told = self.length_rule.apply(self.last_groups)
+        with timed(seconds, "train"):
+            for rows in self.updates(self.last_groups):
+                super().training_step(move_data_to_device(rows, self.device), batch_idx)
+        if self.reset_optimizer:
+            self.optimizers().state.clear()  # pyright: ignore[reportAttributeAccessIssue]
+        with timed(seconds, "sync"):
+            self.sync()
+        self.log_dict({f"perf/{name}_s": value for name, value in seconds.items()} | told)
+        self.log_groups()
+        self.log_ratios()
+
+    def collect(self) -> list[Group]:
+        """Return this rank's groups of the iteration."""
+        manager = self.require_manager()
+        manager.policy = replace(manager.policy, temperature=self.temperature)
+        return manager.collect(self.share(self.rollouts.groups_per_iteration))
+
+    def updates(self, groups: Sequence[Group]) -> Iterator[list[PackedBatch]]:
+        """Deal the groups out to optimizer steps, as many rows to each on every rank."""
+        num_updates = self.rollouts.updates_per_iteration
+        for update in range(num_updates):
+            segments = trained_segments(
+                groups[update::num_updates],
+                version=self.require_manager().version,
+                max_token_staleness=self.rollouts.max_token_staleness,
+                normalise=self.normalise_advantages,
+            )
+            settings = {"row_tokens": self.rollouts.row_tokens, "filler_id": self.filler_id}
+            rows = pack(segments, num_rows=None, **settings)
+            num_rows = int(self.over_ranks(len(rows), "max"))
+            yield rows if num_rows == len(rows) else pack(segments, num_rows=num_rows, **settings)
+
+    def loss(self, output: DecoderOutput, batch: PackedBatch) -> Float[Tensor, ""]:
+        """Return the objective of the tokens that the policy sampled, summed."""
+        assert batch.behavior_logprobs is not None
+        assert batch.advantages is not None
+        policy_logprobs, entropy = token_logprobs(
+            output.hidden_TD,
+            self.model.language_model.lm_head.weight,
+            batch.target_ids,
+            batch.loss_mask,
+            temperature=self.temperature,
+        )
+        mask = batch.loss_mask
+        self.sampled["log_ratio"].append(
+            (policy_logprobs.detach() - batch.behavior_logprobs)[mask].float()
+        )
+        self.sampled["entropy"].append(entropy[mask].float())
+        loss_sum = self.objective(
+            policy_logprobs, batch.behavior_logprobs, batch.advantages, mask, batch.cu_seqlens
+        )
+        return loss_sum + output.load_balance_loss * mask.sum()
+
+    def sync(self) -> None:
+        """Give the engine the trained weights; its probe must agree."""
+        manager = self.require_manager()
+        manager.version += 1
+        manager.run(manager.policy.engine.update_weights(self.model, manager.version))
+
+    # Held-out tasks
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Answer some tasks of the held-out set that the data module names, greedily."""
+        tasks: list[Task] = batch
+        manager = self.require_manager()
+        greedy = replace(manager.policy, temperature=0.0, top_p=1.0)
+        data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        answers = manager.run(manager.evaluate(tasks, greedy))
+        self.held_out.add(data.held_out_names[dataloader_idx], answers)
+
+    # Begin and end
+
+    def on_train_start(self) -> None:
+        """Make the engine and the rollout manager, once all weights are in place."""
+        self.start_rollouts()
+
+    def on_validation_start(self) -> None:
+        """Make them where nothing is trained."""
+        if self.manager is None:
+            self.start_rollouts()
+
+    def start_rollouts(self) -> None:
+        """Copy the weights into an engine, and go on with the tasks that a checkpoint left."""
+        data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        settings, shape = self.rollouts, self.model.decoder_shape
+        self.filler_id = data.tokenizer.special.eos_id
+        version = max((state["version"] for state in self.restored), default=0)
+        policy = Conversation(
+            engine=self.build_engine(self.model, version=version),
+            tokenizer=data.tokenizer,
+            max_positions=shape.max_positions,
+            max_new_tokens=settings.max_new_tokens,
+            thinking=settings.thinking,
+            temperature=settings.temperature,
+            top_p=1.0,  # the trained log-probs know temperature, not nuclei
+            max_turns=settings.max_turns,
+        )
+        rank, num_ranks = self.data_parallel_place()
+        self.manager = RolloutManager(
+            task_of=data.task,
+            environment=self.environment,
+            policy=policy,
+            group_size=settings.group_size,
+            num_ahead=self.share(settings.groups_ahead),
+            max_staleness=settings.max_staleness,
+            drop_equal_rewards=settings.drop_equal_rewards,
+            max_error_fraction=settings.max_error_fraction,
+            timeout_s=settings.timeout_s,
+            seed=data.seed,
+            rank=rank,
+            num_ranks=num_ranks,
+        )
+        if self.restored:
+            self.manager.load_state_dicts(self.restored)
+
+    def teardown(self, stage: str) -> None:
+        """End rollouts, environment and engine."""
+        if self.manager is not None:
+            self.manager.close()
+            self.manager.policy.engine.close()
+            self.manager = None
+
+    def require_manager(self) -> RolloutManager:
+        """Return the manager."""
+        if self.manager is None:
+            raise RuntimeError("rollouts have not been started")
+        return self.manager
+
+    # Ranks
+
+    def data_parallel_place(self) -> tuple[int, int]:
+        """Return this rank's place among those that roll out, and their number."""
+        strategy: Any = self.trainer.strategy
+        if hasattr(strategy, "data_parallel_rank"):
+            return strategy.data_parallel_rank, strategy.data_parallel_size
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def share(self, total: int) -> int:
+        """Return this rank's part of a number of groups.
+
+        Raises:
+            ValueError: if the ranks cannot have equal parts.
+        """
+        _, num_ranks = self.data_parallel_place()
+        if total % num_ranks:
+            raise ValueError(
+                f"phase.rollouts: {total} groups over {num_ranks} ranks: use a multiple of them"
+            )
+        return total // num_ranks
+
+    def over_ranks(self, value: float, operation: str) -> float:
+        """Reduce a number over the ranks."""
+        tensor = torch.tensor(float(value), device=self.device)
+        return float(self.trainer.strategy.reduce(tensor, reduce_op=operation))
+
+    # What is logged
+
+    @property
+    def temperature(self) -> float:
+        """Of sampling in this iteration: linear from the first to the final one."""
+        first, final = self.rollouts.temperature, self.rollouts.final_temperature
+        if final is None:
+            return first
+        done = min(1.0, self.global_step / max(1, self.trainer.max_steps))
+        return first + (final - first) * done
+
+    def log_groups(self) -> None:
+        """Log rewards, by environment, domain and modality, lengths, staleness and errors."""
+        values: dict[str, list[float]] = defaultdict(list)
+
+        def note(name: str, value: float) -> None:
+            values[name].append(value)
+
+        version = self.require_manager().version - 1  # the one that was trained
+        for group in self.last_groups:
+            kind = "picture" if shows_media(group.task) else "text"
+            for one in group.trajectories:
+                note("rl/error_fraction", float(one.error is not None))
+                if one.error is not None:
+                    continue
+                for key in ("mean", group.task.environment, group.task.domain, kind):
+                    note(f"rl/reward_{key}", one.reward)
+                note("rl/tokens_per_answer", one.num_tokens)
+                note("rl/finished_fraction", float(one.stop_reason == "answer"))
+                note("rl/staleness", version - oldest_version(one.segments, version))
+                for name, value in one.metrics.items():
+                    note(f"rl/{name}", value)
+        together: dict[str, list[float]] = defaultdict(list)
+        for one in gathered(dict(values)):
+            for name, some in one.items():
+                together[name] += some
+        self.log_dict({name: sum(some) / len(some) for name, some in together.items()})
+        self.log("rl/dropped_groups", float(self.require_manager().counts.dropped_groups))
+
+    def log_ratios(self) -> None:
+        """Log how far policy and sampler are apart on this rank's tokens."""
+        log_ratio = torch.cat(self.sampled["log_ratio"])
+        entropy = torch.cat(self.sampled["entropy"])
+        self.sampled.clear()
+        if not len(log_ratio):
+            return
+        logged = {
+            "rl/entropy": entropy.mean(),
+            "rl/log_ratio_abs_mean": log_ratio.abs().mean(),  # engine and trainer, and staleness
+            "rl/kl_behavior": (log_ratio.exp() - 1 - log_ratio).mean(),
+            **{f"rl/ratio_p{name}": log_ratio.quantile(q).exp() for name, q in QUANTILES.items()},
+        }
+        if bounds := getattr(self.objective, "keywords", {}).get("low"):
+            high = self.objective.keywords["high"]  # pyright: ignore[reportAttributeAccessIssue]
+            ratio = log_ratio.exp()
+            logged["rl/masked_fraction"] = ((ratio < bounds) | (ratio > high)).float().mean()
+        self.log_dict(logged)
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep which tasks are done on every rank, and what the length rule remembers."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["rollouts"] = gathered(self.require_manager().state_dict())
+        checkpoint["length_rule"] = self.length_rule.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the tasks that were not done."""
+        super().on_load_checkpoint(checkpoint)
+        self.restored = checkpoint["rollouts"]
+        self.length_rule.load_state_dict(checkpoint["length_rule"])
+
+
+def gathered(value: Any) -> list[Any]:
+    """Return the value of every rank, in order."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+@contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Write down how long a part took [s]."""
+    began_s = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - began_s
+
+
+def shows_media(task: Task) -> bool:
+    """Whether a task's prompt has a picture or a clip."""
+    return any(
+        isinstance(part, Image | VideoChunk) for message in task.prompt for part in message.parts
+    )
+
+
+def oldest_version(segments: Sequence[Any], version: int) -> int:
+    """Return the oldest version that sampled a token."""
+    versions = [v for segment in segments for v in segment.policy_versions if v >= 0]
+    return min(versions, default=version)
