@@ -1,0 +1,254 @@
+"""Groups of rollouts: all come, once, not too late, whatever their length or their faults."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import pytest
+
+from moonlit.agents.environment import Environment
+from moonlit.batch import Group, Segment, Task, Trajectory
+from moonlit.rl.rollout_manager import RolloutManager, TooManyErrorsError, seed_of, teaches
+from tests.rl.scripted import Scripted, conversation
+
+K = 2
+
+
+class Clock:
+    """Time that passes only when everybody waits: rollouts of any length cost nothing."""
+
+    def __init__(self) -> None:
+        self.now, self.numbers = 0.0, count()
+        self.alarms: list[tuple[float, int, asyncio.Event]] = []
+        self.ticking: asyncio.Task[None] | None = None
+
+    async def sleep(self, length: float) -> None:
+        rung = asyncio.Event()
+        self.alarms.append((self.now + length, next(self.numbers), rung))
+        if self.ticking is None or self.ticking.done():
+            self.ticking = asyncio.ensure_future(self.tick())
+        await rung.wait()
+
+    async def tick(self) -> None:
+        while self.alarms:
+            for _ in range(5):  # let everybody who can run come to rest
+                await asyncio.sleep(0)
+            self.alarms.sort()
+            self.now, _, rung = self.alarms.pop(0)
+            rung.set()
+            await asyncio.sleep(0)
+
+
+class Lengths:
+    """A rollout takes as long as its task says; what goes wrong is said there too."""
+
+    def __init__(self) -> None:
+        self.clock, self.closed = Clock(), False
+
+    async def run(self, task: Task, policy: Any, *, seed: int) -> Trajectory:
+        await self.clock.sleep(task.answer)
+        if "crash" in task.tags:
+            raise OSError("the page is gone")
+        segment = Segment(
+            input_ids=[1, 2],
+            is_sampled=[False, True],
+            behavior_logprobs=[0.0, -1.0],
+            policy_versions=[-1, 0],
+        )
+        return Trajectory(
+            segments=[segment],
+            messages=[],
+            spans=[],
+            stop_reason="answer",
+            reward=0.5 if "equal" in task.tags else float(seed % 1000),
+        )
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+def make(
+    length_of: Callable[[int], float] = lambda number: 1.0,
+    tags_of: Callable[[int], dict[str, str]] = lambda number: {},
+    **settings: Any,
+) -> RolloutManager:
+    def task_of(number: int) -> Task:
+        return Task(
+            prompt=[number],
+            domain="d",
+            environment="lengths",
+            answer=length_of(number),
+            tags=tags_of(number),
+        )
+
+    return RolloutManager(
+        task_of=task_of,
+        environment=Lengths(),
+        policy=conversation(Scripted()),
+        **{"group_size": K, **settings},
+    )
+
+
+def numbers(groups: list[Group]) -> list[int]:
+    return [group.task.prompt[0] for group in groups]
+
+
+def long_tail(number: int) -> float:
+    return 100.0 if number % 5 == 3 else 1.0
+
+
+def collect_many(manager: RolloutManager, iterations: int, num_groups: int) -> list[list[int]]:
+    delivered = []
+    for _ in range(iterations):
+        delivered.append(numbers(manager.collect(num_groups)))
+        manager.version += 1
+    return delivered
+
+
+def test_an_iteration_waits_for_the_last_unless_more_are_in_flight():
+    waiting, ahead = make(long_tail), make(long_tail, num_ahead=4, max_staleness=3)
+
+    assert numbers(waiting.collect(5)) == [0, 1, 2, 3, 4]
+    assert numbers(ahead.collect(5)) == [0, 1, 2, 4, 5]  # without the long one, number 3
+    assert waiting.environment.clock.now == 100
+    assert ahead.environment.clock.now == 1
+
+
+@pytest.mark.parametrize("max_staleness", [1, 3])
+def test_none_is_older_than_allowed_and_none_is_lost(max_staleness: int):
+    manager = make(long_tail, num_ahead=6, max_staleness=max_staleness)
+    began: dict[int, int] = {}
+    came: dict[int, int] = {}
+    for version in range(20):
+        groups = manager.collect(4)
+        came |= dict.fromkeys(numbers(groups), version)
+        began |= {flight.number: flight.began_version for flight in manager.unfinished}
+        began |= {n: began.get(n, version) for n in numbers(groups)}
+        manager.version += 1
+
+    assert max(came[n] - began[n] for n in came) == max_staleness
+    missing = set(range(max(came))) - set(came)
+    assert missing == {n for n in (*manager.flights, *manager.finished) if n < max(came)}
+
+
+def test_short_answers_are_not_favoured():
+    """A fifth of the tasks takes a hundred times as long: a fifth of what is delivered does."""
+    manager = make(long_tail, num_ahead=8, max_staleness=4)
+
+    delivered = [n for some in collect_many(manager, 50, 4) for n in some]
+
+    share = sum(n % 5 == 3 for n in delivered) / len(delivered)
+    assert share == pytest.approx(0.2, abs=0.03)
+    assert max(Counter(delivered).values()) == 1
+
+
+@pytest.mark.parametrize(("ranks_before", "ranks_after"), [(1, 1), (2, 3), (4, 1)])
+def test_a_resume_neither_skips_nor_repeats(ranks_before: int, ranks_after: int):
+    settings = {"num_ahead": 3, "max_staleness": 2}
+    before = [
+        make(long_tail, rank=rank, num_ranks=ranks_before, **settings)
+        for rank in range(ranks_before)
+    ]
+    done = [n for manager in before for some in collect_many(manager, 3, 2) for n in some]
+
+    after = [
+        make(long_tail, rank=rank, num_ranks=ranks_after, **settings) for rank in range(ranks_after)
+    ]
+    for manager in after:
+        manager.load_state_dicts([one.state_dict() for one in before])
+    rest = [n for manager in after for some in collect_many(manager, 12, 2) for n in some]
+
+    assert max(Counter(done + rest).values()) == 1
+    top = max(done)
+    in_flight = {n for manager in after for n in (*manager.flights, *manager.finished)}
+    assert set(range(top)) <= set(done) | set(rest) | in_flight
+    assert len([n for n in in_flight if n < top]) == 0
+    assert {manager.version for manager in after} == {15}
+
+
+def test_a_crash_is_counted_and_is_no_zero():
+    crashing = {"crash": "yes"}
+    manager = make(tags_of=lambda n: crashing if n == 2 else {}, max_error_fraction=0.5)
+
+    groups = manager.collect(4)
+
+    lost = list(groups[2].trajectories)
+    assert [one.error for one in lost] == ["lengths: OSError: the page is gone"] * K
+    assert all(one.segments == [] for one in lost)
+    assert all(one.error is None for group in groups[:2] for one in group.trajectories)
+    assert (manager.counts.errors, manager.counts.rollouts) == (2, 8)
+    assert not teaches(groups[2])
+
+
+def test_too_many_crashes_stop_the_run_and_name_the_last():
+    manager = make(tags_of=lambda n: {"crash": "yes"})
+    with pytest.raises(TooManyErrorsError, match=r"rollouts were lost.*the page is gone"):
+        manager.collect(4)
+
+
+def test_a_rollout_that_never_ends_is_cut_and_counted():
+    class Endless(Lengths):
+        async def run(self, task: Task, policy: Any, *, seed: int) -> Trajectory:
+            if task.prompt[0] == 1:
+                await asyncio.Event().wait()
+            return await super().run(task, policy, seed=seed)
+
+    manager = make(timeout_s=0.2, max_error_fraction=1.0)
+    manager.environment = Endless()
+
+    groups = manager.collect(3)
+
+    assert [one.error for one in groups[1].trajectories] == ["lengths: TimeoutError: "] * K
+
+
+def test_a_bad_task_ends_the_run_instead_of_hanging_it():
+    def explode(number: int) -> float:
+        raise ValueError(f"no task {number}")
+
+    with pytest.raises(ValueError, match="no task 0"):
+        make(explode).collect(1)
+
+
+def test_groups_of_equal_rewards_are_replaced_up_to_a_limit():
+    equal = {"equal": "yes"}
+    manager = make(tags_of=lambda n: equal if n < 3 else {}, drop_equal_rewards=True)
+    assert numbers(manager.collect(4)) == [3, 4, 5, 6]
+    assert manager.counts.dropped_groups == 3
+
+    hopeless = make(tags_of=lambda n: equal, drop_equal_rewards=True, max_drops=2)
+    assert len(hopeless.collect(4)) == 4
+    assert hopeless.counts.dropped_groups == 8
+
+
+def test_closing_cancels_what_is_in_flight():
+    manager = make(long_tail, num_ahead=3, max_staleness=2)
+    manager.collect(4)
+
+    manager.close()
+
+    assert manager.environment.closed
+    assert not manager.running
+
+
+def test_seeds_differ_by_run_task_and_answer():
+    seeds = {seed_of(s, n, k) for s in range(5) for n in range(50) for k in range(8)}
+    assert len(seeds) == 2000
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"group_size": 1}, "group_size=1"),
+        ({"num_ahead": 2}, "num_ahead=2, max_staleness=0"),
+        ({"max_error_fraction": 2.0}, "max_error_fraction=2.0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], told: str):
+    with pytest.raises(ValueError, match=told):
+        make(**settings)
+
+
+def test_the_test_environment_is_an_environment():
+    assert isinstance(Lengths(), Environment)
