@@ -43,6 +43,8 @@ class SamplePictures(Callback):
             return
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         tasks: Sequence[Task] = data.sample_tasks(self.num_tasks)
+        if not tasks:
+            return
         answers = [self.answer(pl_module, task, data.tokenizer) for task in tasks]
         if not trainer.is_global_zero:
             return

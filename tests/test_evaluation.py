@@ -14,12 +14,12 @@ from moonlit.batch import Task
 from moonlit.chat.messages import Image as ImagePart
 from moonlit.chat.messages import Message, Text
 from moonlit.cli import conf_folder, quoted_words, settings_of
-from moonlit.evaluation import blindfolded, evaluate, summary
+from moonlit.commands.evaluation import blindfolded, evaluate, summary
+from moonlit.commands.talk import chat
 from moonlit.models.kimi import Kimi
 from moonlit.rl.conversation import pictures_of
 from moonlit.rl.engines.native import NativeEngine
 from moonlit.rl.loading import require_vocabulary, sandboxes
-from moonlit.talk import chat
 from tests.models.shapes import DECODER, ENCODER
 from tests.rl.scripted import TOKENIZER, Scripted, conversation, says
 

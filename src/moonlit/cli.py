@@ -101,7 +101,7 @@ def info(cfg: DictConfig) -> None:
     """Print what a model costs, built on the meta device."""
     import torch
 
-    from moonlit.info import cost_tables
+    from moonlit.commands.info import cost_tables
 
     with torch.device("meta"):
         model = instantiate(cfg.model)()
@@ -110,14 +110,14 @@ def info(cfg: DictConfig) -> None:
 
 def chat(cfg: DictConfig) -> None:
     """Talk to a checkpoint: one question where there is a prompt, else as many as a person asks."""
-    from moonlit.talk import chat as talk
+    from moonlit.commands.talk import chat as talk
 
     talk(settings_of(cfg))
 
 
 def eval(cfg: DictConfig) -> None:
     """Answer held-out tasks by generation; print a table by set and write everything as JSON."""
-    from moonlit.evaluation import evaluate_checkpoint
+    from moonlit.commands.evaluation import evaluate_checkpoint
 
     settings = settings_of(cfg)
     evaluate_checkpoint(instantiate(cfg.data), settings)
@@ -125,7 +125,7 @@ def eval(cfg: DictConfig) -> None:
 
 def rejection_sampling(cfg: DictConfig) -> None:
     """Sample answers to training tasks; keep the right ones as dialogues to learn from."""
-    from moonlit.rejection_set import make_set
+    from moonlit.commands.rejection_set import make_set
 
     settings = settings_of(cfg)
     make_set(instantiate(cfg.data), settings)

@@ -1,0 +1,1 @@
+"""What ``moonlit`` commands do that is not training; ``cli.py`` calls them."""
