@@ -1,12 +1,13 @@
 """What a source of tasks is."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from moonlit.batch import Task
 
 TRAIN, HELD_OUT = "train", "held_out"
 
 
+@runtime_checkable
 class TaskSource(Protocol):
     """Makes tasks: a pure function of its settings, the split and a number.
 

@@ -13,7 +13,7 @@ Axes: T tokens of a packed row, S documents (segments) in it, V vocabulary, D wi
 """
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,6 +25,7 @@ from moonlit.losses.language_modeling import CHUNK_TOKENS
 BOUNDS = ("ratio", "log_ratio")
 
 
+@runtime_checkable
 class PolicyObjective(Protocol):
     """A loss of sampled tokens, summed over a row; what is fixed in ``conf/`` is bound before."""
 

@@ -7,7 +7,7 @@ for each task.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from moonlit.agents.environment import Judge
 from moonlit.agents.sandbox.pool import Pool
@@ -21,6 +21,7 @@ Variation = Callable[[Task, int], Sequence[Message]]
 """From a task and a seed to the messages that ask it."""
 
 
+@runtime_checkable
 class Toolbox(Protocol):
     """Lends every rollout a toolset of its own."""
 

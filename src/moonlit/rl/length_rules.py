@@ -1,11 +1,12 @@
 """How the length of answers enters their rewards: rules over whole groups."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from moonlit.batch import Group
 
 
+@runtime_checkable
 class LengthRule(Protocol):
     """Changes the rewards of an iteration's groups in place."""
 

@@ -159,9 +159,10 @@ def read_records(run: Path) -> Iterator[Record]:
             for number, line in enumerate(lines, start=1):
                 try:
                     record = json.loads(line)
-                    record["kind"], record["rollout"]
-                except (json.JSONDecodeError, KeyError, TypeError) as error:
+                except json.JSONDecodeError as error:
                     raise ValueError(f"{path}, line {number}: no record of a rollout") from error
+                if not isinstance(record, dict) or not {"kind", "rollout"} <= set(record):
+                    raise ValueError(f"{path}, line {number}: no record of a rollout")
                 yield record
 
 

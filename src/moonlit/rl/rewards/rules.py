@@ -11,6 +11,7 @@ from moonlit.rl.rewards.counting import counting
 from moonlit.rl.rewards.exact import is_exact
 from moonlit.rl.rewards.grounding import grounding
 from moonlit.rl.rewards.ocr import ocr
+from moonlit.rl.rewards.pairs import pairs
 from moonlit.rl.rewards.pointing import pointing
 from moonlit.rl.rewards.segmentation import segmentation
 
@@ -36,6 +37,7 @@ RULES: dict[str, Rule] = {
     "puzzle": exact,
     "motion": exact,
     "caption": ocr,
+    "wide_search": pairs,
     "exact": exact,
 }
 

@@ -1,0 +1,72 @@
+r"""Critical steps: how long a swarm takes if everything parallel is parallel.
+
+$$\mathrm{CriticalSteps} = \sum_t \left( S_{main}(t) + \max_i S_{sub,i}(t) \right)$$
+
+Stage t is one action of the orchestrator: a tool call of its own, or the sub-agents it started in
+one turn, of which the slowest counts. So calling many tools in one turn does not hide steps. A
+sub-agent's steps are its own critical steps, so swarms may be nested.
+Steps of attempts that failed were taken too, one attempt after another.
+
+Source: technical report (arXiv:2602.02276), Sec. 3; training and evaluation are bounded by them.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from moonlit.batch import Trajectory
+
+SWARM_TOOLS = ("create_subagent", "assign_task")
+LOST_STEPS = "lost_steps"
+"""Metric of a sub-agent's rollout: steps of the attempts before it [steps]."""
+
+
+def critical_steps(trajectory: Trajectory) -> int:
+    """Return the critical steps of a rollout and all below it.
+
+    A sub-agent belongs to the stage of the turn that called it.
+    """
+    slowest: dict[int | None, int] = defaultdict(int)
+    for child in trajectory.children:
+        slowest[child.called_by] = max(slowest[child.called_by], steps_with_attempts(child))
+    return own_steps(trajectory) + sum(slowest.values())
+
+
+def steps_with_attempts(child: Trajectory) -> int:
+    """Return a sub-agent's critical steps, those of its failed attempts before it."""
+    return critical_steps(child) + int(child.metrics.get(LOST_STEPS, 0))
+
+
+def total_steps(trajectory: Trajectory) -> int:
+    """Return the steps of everybody, as if nothing ran at the same time."""
+    below = sum(
+        total_steps(child) + int(child.metrics.get(LOST_STEPS, 0)) for child in trajectory.children
+    )
+    return own_steps(trajectory) + below
+
+
+def own_steps(trajectory: Trajectory) -> int:
+    """Return the actions of the rollout's own agent.
+
+    Each tool call is one, but for those that make and use a swarm: they are one together. A turn
+    without a call is one.
+    """
+    steps = 0
+    for message in trajectory.messages:
+        if message.role == "assistant":
+            direct = sum(call.name not in SWARM_TOOLS for call in message.tool_calls)
+            steps += direct + (direct < len(message.tool_calls) or not message.tool_calls)
+    return steps
+
+
+def widest_stage(trajectory: Trajectory) -> list[Trajectory]:
+    """Return the sub-agents of the stage in which most ran at the same time."""
+    stages: dict[int | None, list[Trajectory]] = defaultdict(list)
+    for child in trajectory.children:
+        stages[child.called_by].append(child)
+    return max(stages.values(), key=len, default=[])
+
+
+def tokens_by_role(trajectory: Trajectory) -> tuple[int, int]:
+    """Return the tokens that the orchestrator wrote, and those of all sub-agents."""
+    below: Sequence[tuple[int, int]] = [tokens_by_role(child) for child in trajectory.children]
+    return trajectory.num_tokens, sum(own + theirs for own, theirs in below)

@@ -1,0 +1,108 @@
+r"""PARL's reward: $r = \lambda_1 r_{parallel} + \lambda_2 r_{finish} + r_{perf}$.
+
+The first term works against serial collapse (never delegating), the second against spurious
+parallelism (delegating what never finishes); both weights are annealed to zero, so that in the end
+the outcome alone counts. The report states neither the functions nor the weights: all forms here
+are ours, and none of them pays for children that did no work of their own.
+
+Source: technical report (arXiv:2602.02276), Sec. 3.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from moonlit.agents.swarm.critical_steps import widest_stage
+from moonlit.batch import Trajectory
+
+WORK = "num_useful_calls"
+"""Metric of a sub-agent's rollout: tool calls that returned something."""
+
+
+def r_parallel(trajectory: Trajectory, *, cap: int) -> float:
+    """Distinct sub-agents that did useful work in the widest stage, up to ``cap``, over ``cap``.
+
+    One child counts for nothing: a chain of single children is not parallel.
+    Source: Sec. 3 names an instantiation reward; the form is ours.
+    """
+    if cap < 2:
+        raise ValueError(f"cap={cap}: at least two sub-agents make something parallel")
+    working = {child.agent for child in distinct(widest_stage(trajectory)) if did_work(child)}
+    return min(len(working), cap) / cap if len(working) > 1 else 0.0
+
+
+def r_finish(trajectory: Trajectory) -> float:
+    """Share of the assigned tasks that were finished with work; 0 where none was assigned.
+
+    A task that was given twice is finished once, and still assigned twice.
+    Source: Sec. 3 names the sub-agents' finish rate; what counts as finished is ours.
+    """
+    children = trajectory.children
+    finished = [child for child in distinct(children) if did_work(child)]
+    return len(finished) / len(children) if children else 0.0
+
+
+def did_work(child: Trajectory) -> bool:
+    """Whether a sub-agent came to an answer by a call that returned something."""
+    answered = child.error is None and child.stop_reason == "answer" and bool(child.text.strip())
+    return answered and child.metrics.get(WORK, 0) > 0
+
+
+def distinct(children: Sequence[Trajectory]) -> list[Trajectory]:
+    """Return the first of those that were given the same task; an empty task is none."""
+    first: dict[str, Trajectory] = {}
+    for child in children:
+        task = " ".join(task_of(child).split()).casefold()
+        if task:
+            first.setdefault(task, child)
+    return list(first.values())
+
+
+def task_of(child: Trajectory) -> str:
+    """Return the words of a sub-agent's task: its last prompt message."""
+    return "".join(getattr(part, "text", "") for part in (child.prompt or [])[-1].parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParlReward:
+    """The weights of the three parts at each point of training.
+
+    Args:
+        parallel_weight: lambda 1 at the start.
+        finish_weight: lambda 2 at the start.
+        annealed_by: share of the run after which both are zero.
+        cap: sub-agents at once beyond which there is no more to earn.
+    """
+
+    parallel_weight: float
+    finish_weight: float
+    annealed_by: float
+    cap: int
+
+    def __post_init__(self) -> None:
+        if min(self.parallel_weight, self.finish_weight) < 0 or not 0 < self.annealed_by <= 1:
+            raise ValueError(
+                f"parallel_weight={self.parallel_weight}, finish_weight={self.finish_weight}, "
+                f"annealed_by={self.annealed_by}: want weights >= 0 and a share in (0, 1]"
+            )
+
+    def lambdas(self, progress: float) -> tuple[float, float]:
+        """Return lambda 1 and lambda 2, linear from the start to zero.
+
+        Args:
+            progress: share of the run that is done, in [0, 1].
+        """
+        left = max(0.0, 1 - progress / self.annealed_by)
+        return self.parallel_weight * left, self.finish_weight * left
+
+    def parts(self, trajectory: Trajectory) -> dict[str, float]:
+        """Return the two auxiliary parts."""
+        return {
+            "parallel": r_parallel(trajectory, cap=self.cap),
+            "finish": r_finish(trajectory),
+        }
+
+    def total(self, trajectory: Trajectory, performance: float, progress: float) -> float:
+        """Return the reward of a rollout whose outcome is known."""
+        lambda_1, lambda_2 = self.lambdas(progress)
+        parts = self.parts(trajectory)
+        return lambda_1 * parts["parallel"] + lambda_2 * parts["finish"] + performance

@@ -1,0 +1,28 @@
+"""PARL: an orchestrator learns when and how to split work over frozen sub-agents.
+
+Source: Kimi K2.5 technical report (arXiv:2602.02276), Sec. 3. Sub-agents come from fixed
+checkpoints; what they write is an observation, so only the orchestrator's tokens have a gradient.
+"""
+
+from moonlit.agents.swarm.environment import SwarmEnvironment
+from moonlit.batch import Group
+from moonlit.phases.policy_phase import PolicyPhase
+
+
+class PARL(PolicyPhase):
+    """Trains the orchestrator.
+
+    Trains: the named parts; sub-agents are no part of the model.
+    Minimises: K2.5's token-level objective on the orchestrator's tokens.
+    Rewards: lambda 1 r_parallel + lambda 2 r_finish + r_perf, both lambdas annealed to zero.
+    Source: arXiv:2602.02276, Sec. 3.
+    """
+
+    environment: SwarmEnvironment
+
+    def collect(self) -> list[Group]:
+        """Tell the environment how far the run is, for the annealing; then roll out."""
+        self.environment.progress = min(1.0, self.global_step / max(1, self.trainer.max_steps))
+        lambda_1, lambda_2 = self.environment.reward.lambdas(self.environment.progress)
+        self.log_dict({"swarm/lambda_parallel": lambda_1, "swarm/lambda_finish": lambda_2})
+        return super().collect()
