@@ -52,7 +52,14 @@ class Scripted:
     async def update_weights(self, module: nn.Module, version: int) -> None:
         raise NotImplementedError
 
-    def pause(self) -> None:
+    @property
+    def num_sampled_tokens(self) -> int:
+        return 0
+
+    async def pause(self) -> None:
+        pass
+
+    async def resume(self) -> None:
         pass
 
     def close(self) -> None:

@@ -1,8 +1,11 @@
 """Groups of rollouts: all come, once, not too late, whatever their length or their faults."""
 
 import asyncio
+import heapq
+import threading
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
 
@@ -16,39 +19,52 @@ from tests.rl.scripted import Scripted, conversation
 K = 2
 
 
-class Clock:
-    """Time that passes only when everybody waits: rollouts of any length cost nothing."""
+class Clock(Scripted):
+    """An engine whose time passes only when everybody waits: any length costs nothing.
+
+    While it is paused, its time stands still.
+    """
 
     def __init__(self) -> None:
+        super().__init__()
         self.now, self.numbers = 0.0, count()
         self.alarms: list[tuple[float, int, asyncio.Event]] = []
+        self.is_open = asyncio.Event()
         self.ticking: asyncio.Task[None] | None = None
+
+    @property
+    def num_sampled_tokens(self) -> int:
+        return int(self.now)
+
+    async def pause(self) -> None:
+        self.is_open.clear()
+
+    async def resume(self) -> None:
+        self.is_open.set()
 
     async def sleep(self, length: float) -> None:
         rung = asyncio.Event()
-        self.alarms.append((self.now + length, next(self.numbers), rung))
+        heapq.heappush(self.alarms, (self.now + length, next(self.numbers), rung))
         if self.ticking is None or self.ticking.done():
             self.ticking = asyncio.ensure_future(self.tick())
         await rung.wait()
 
     async def tick(self) -> None:
         while self.alarms:
-            for _ in range(5):  # let everybody who can run come to rest
+            for _ in range(9):  # let everybody who can run come to rest
                 await asyncio.sleep(0)
-            self.alarms.sort()
-            self.now, _, rung = self.alarms.pop(0)
+            await self.is_open.wait()
+            self.now, _, rung = heapq.heappop(self.alarms)
             rung.set()
-            await asyncio.sleep(0)
 
 
 class Lengths:
     """A rollout takes as long as its task says; what goes wrong is said there too."""
 
-    def __init__(self) -> None:
-        self.clock, self.closed = Clock(), False
+    closed = False
 
     async def run(self, task: Task, policy: Any, *, seed: int) -> Trajectory:
-        await self.clock.sleep(task.answer)
+        await policy.engine.sleep(task.answer)
         if "crash" in task.tags:
             raise OSError("the page is gone")
         segment = Segment(
@@ -69,6 +85,16 @@ class Lengths:
         self.closed = True
 
 
+MADE: list[RolloutManager] = []
+
+
+@pytest.fixture(autouse=True)
+def _close_managers() -> Iterator[None]:
+    yield
+    while MADE:
+        MADE.pop().close()
+
+
 def make(
     length_of: Callable[[int], float] = lambda number: 1.0,
     tags_of: Callable[[int], dict[str, str]] = lambda number: {},
@@ -83,12 +109,13 @@ def make(
             tags=tags_of(number),
         )
 
-    return RolloutManager(
+    manager = RolloutManager(
         task_of=task_of,
-        environment=Lengths(),
-        policy=conversation(Scripted()),
-        **{"group_size": K, **settings},
+        policy=conversation(Clock()),
+        **{"environment": Lengths(), "group_size": K, **settings},
     )
+    MADE.append(manager)
+    return manager
 
 
 def numbers(groups: list[Group]) -> list[int]:
@@ -112,8 +139,8 @@ def test_an_iteration_waits_for_the_last_unless_more_are_in_flight():
 
     assert numbers(waiting.collect(5)) == [0, 1, 2, 3, 4]
     assert numbers(ahead.collect(5)) == [0, 1, 2, 4, 5]  # without the long one, number 3
-    assert waiting.environment.clock.now == 100
-    assert ahead.environment.clock.now == 1
+    assert waiting.policy.engine.now == 100
+    assert ahead.policy.engine.now == 1
 
 
 @pytest.mark.parametrize("max_staleness", [1, 3])
@@ -124,7 +151,7 @@ def test_none_is_older_than_allowed_and_none_is_lost(max_staleness: int):
     for version in range(20):
         groups = manager.collect(4)
         came |= dict.fromkeys(numbers(groups), version)
-        began |= {flight.number: flight.began_version for flight in manager.unfinished}
+        began |= {flight.number: flight.began_version for flight in manager.flights.values()}
         began |= {n: began.get(n, version) for n in numbers(groups)}
         manager.version += 1
 
@@ -195,12 +222,48 @@ def test_a_rollout_that_never_ends_is_cut_and_counted():
                 await asyncio.Event().wait()
             return await super().run(task, policy, seed=seed)
 
-    manager = make(timeout_s=0.2, max_error_fraction=1.0)
-    manager.environment = Endless()
+    manager = make(environment=Endless(), timeout_s=0.2, max_error_fraction=1.0)
 
     groups = manager.collect(3)
 
     assert [one.error for one in groups[1].trajectories] == ["lengths: TimeoutError: "] * K
+
+
+def test_a_time_limit_stands_still_while_rollouts_are_held():
+    manager = make(long_tail, num_ahead=4, max_staleness=1, timeout_s=0.3)
+    manager.collect(5)
+    time.sleep(0.5)  # the policy is trained
+    manager.version += 1
+    assert 3 in numbers(manager.collect(5))
+    assert manager.counts.errors == 0
+
+
+def test_what_does_not_sample_goes_on_while_rollouts_are_held():
+    """A judge that is waiting for its answer must not find its connection timed out."""
+    judged = threading.Event()
+
+    class Judged(Lengths):
+        async def run(self, task: Task, policy: Any, *, seed: int) -> Trajectory:
+            trajectory = await super().run(task, policy, seed=seed)
+            if task.prompt[0] == 5:
+                await asyncio.sleep(0.1)
+                judged.set()
+            return trajectory
+
+    slow = {4: 2.0}  # number 5 has sampled its last token before 4 has
+    manager = make(lambda n: slow.get(n, 1.0), environment=Judged(), num_ahead=1, max_staleness=1)
+    assert numbers(manager.collect(5)) == [0, 1, 2, 3, 4]
+    assert judged.wait(timeout=10)
+
+
+def test_a_token_budget_ends_an_iteration_with_what_is_finished():
+    manager = make(lambda n: 10.0 * (n + 1), max_staleness=3, max_iteration_tokens=25)
+
+    delivered = collect_many(manager, 5, 4)
+
+    # The third ends at 30 tokens: whether it is there when the budget is looked at is luck.
+    assert delivered[0] in ([0, 1], [0, 1, 2])
+    assert sorted(n for some in delivered for n in some) == list(range(len(sum(delivered, []))))
 
 
 def test_a_bad_task_ends_the_run_instead_of_hanging_it():
@@ -226,9 +289,11 @@ def test_closing_cancels_what_is_in_flight():
     manager = make(long_tail, num_ahead=3, max_staleness=2)
     manager.collect(4)
 
+    MADE.remove(manager)
     manager.close()
 
     assert manager.environment.closed
+    assert not manager.thread.thread.is_alive()
     assert not manager.running
 
 
@@ -242,6 +307,8 @@ def test_seeds_differ_by_run_task_and_answer():
     [
         ({"group_size": 1}, "group_size=1"),
         ({"num_ahead": 2}, "num_ahead=2, max_staleness=0"),
+        ({"max_iteration_tokens": 9}, "max_iteration_tokens=9, max_staleness=0"),
+        ({"timeout_s": 0}, "timeout_s=0"),
         ({"max_error_fraction": 2.0}, "max_error_fraction=2.0"),
     ],
 )

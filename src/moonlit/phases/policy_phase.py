@@ -186,9 +186,7 @@ class PolicyPhase(PhaseModule):
 
     def sync(self) -> None:
         """Give the engine the trained weights; its probe must agree."""
-        manager = self.require_manager()
-        manager.version += 1
-        manager.run(manager.policy.engine.update_weights(self.model, manager.version))
+        self.require_manager().update_weights(self.model)
 
     # Held-out tasks
 
@@ -198,7 +196,7 @@ class PolicyPhase(PhaseModule):
         manager = self.require_manager()
         greedy = replace(manager.policy, temperature=0.0, top_p=1.0)
         data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        answers = manager.run(manager.evaluate(tasks, greedy))
+        answers = manager.evaluate(tasks, greedy)
         self.held_out.add(data.held_out_names[dataloader_idx], answers)
 
     # Begin and end

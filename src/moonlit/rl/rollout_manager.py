@@ -1,9 +1,12 @@
-"""Rollouts by the group: coroutines that outlive an iteration, on a loop that runs only inside it.
+"""Rollouts by the group: coroutines that outlive an iteration (partial rollouts).
 
 An iteration asks for so many finished groups of K rollouts. More may be in flight than are asked
-for: what is unfinished when the iteration has enough stands still while the policy is trained, and
-goes on in the next one with the new weights (partial rollouts; every token carries the version that
-sampled it). Nothing is thrown away, so short answers are not favoured: they only come first.
+for: what is unfinished when the iteration has enough is held while the policy is trained, and goes
+on in the next one with the new weights; every token carries the version that sampled it. Nothing is
+thrown away, so short answers are not favoured: they only come first.
+
+The event loop has a thread of its own: while the policy is trained no token is sampled, but tools,
+sandboxes and judges go on, and their time limits mean what they say.
 
 Source: technical report (arXiv:2602.02276), App. D; Kimi k1.5 (arXiv:2501.12599), Sec. 2.6.2. The
 numbers are NOT STATED.
@@ -11,24 +14,30 @@ numbers are NOT STATED.
 
 import asyncio
 import hashlib
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from torch import nn
+
 from moonlit.agents.environment import Environment
 from moonlit.batch import Group, Task, Trajectory
 from moonlit.rl.conversation import Conversation
+from moonlit.rl.loop_thread import LoopThread
 
 Result = TypeVar("Result")
-NO_ROLLOUT = "error"
+LOST = "error"
 """Stop reason of a rollout that its environment lost."""
+BUDGET_LOOK_S = 0.02
+"""How often a token budget is looked at."""
 
 
 class TooManyErrorsError(RuntimeError):
     """Environments or verifiers fail too often for the rewards to mean anything."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Flight:
     """A group on its way."""
 
@@ -60,13 +69,18 @@ class RolloutManager:
         num_ahead: groups in flight beyond those an iteration asks for (0: it waits for the last).
         max_staleness: a group is delivered at most so many versions after it began: an iteration
             waits for those that would be older by the next one.
+        max_iteration_tokens: an iteration that has sampled so many ends with what is finished, if
+            anything is; None: it ends with the groups it asked for.
         drop_equal_rewards: a group whose rewards are all equal teaches nothing; ask for another.
         max_drops: of an iteration, for each group it wants; then equal ones are delivered.
         max_error_fraction: of all rollouts; more stop the run.
-        timeout_s: of one rollout's running time; None: none.
+        timeout_s: of one rollout, the time it is held not counted; None: none.
         seed: of everything sampled.
         rank: of this process among those that roll out ...
         num_ranks: ... which share the numbers out.
+
+    Raises:
+        ValueError: if a number is outside its range.
     """
 
     def __init__(
@@ -78,6 +92,7 @@ class RolloutManager:
         group_size: int,
         num_ahead: int = 0,
         max_staleness: int = 0,
+        max_iteration_tokens: int | None = None,
         drop_equal_rewards: bool = False,
         max_drops: int = 4,
         max_error_fraction: float = 0.1,
@@ -88,56 +103,83 @@ class RolloutManager:
     ) -> None:
         if group_size < 2:
             raise ValueError(f"group_size={group_size}: a baseline needs at least 2 rollouts")
-        if num_ahead < 0 or max_staleness < 0 or (num_ahead > 0) != (max_staleness > 0):
+        if min(num_ahead, max_staleness) < 0 or (num_ahead > 0 and max_staleness == 0):
             raise ValueError(
                 f"num_ahead={num_ahead}, max_staleness={max_staleness}: groups that are left in "
-                "flight are stale when they come; want both 0, or both above 0"
+                "flight are stale when they come; want a max_staleness of at least 1 with them"
+            )
+        if max_iteration_tokens is not None and (max_iteration_tokens < 1 or max_staleness == 0):
+            raise ValueError(
+                f"max_iteration_tokens={max_iteration_tokens}, max_staleness={max_staleness}: what "
+                "a budget cuts off goes on later; want both at least 1"
             )
         if not 0 <= max_error_fraction <= 1:
             raise ValueError(f"max_error_fraction={max_error_fraction}: want it in [0, 1]")
         self.task_of, self.environment, self.policy = task_of, environment, policy
         self.group_size, self.num_ahead, self.max_staleness = group_size, num_ahead, max_staleness
-        self.drop_equal_rewards, self.max_drops = drop_equal_rewards, max_drops
-        self.max_error_fraction, self.timeout_s, self.seed = max_error_fraction, timeout_s, seed
+        self.max_iteration_tokens = max_iteration_tokens
+        self.drop_equal_rewards, self.max_drops, self.drops_left = drop_equal_rewards, max_drops, 0
+        self.max_error_fraction, self.seed = max_error_fraction, seed
         self.rank, self.num_ranks = rank, num_ranks
         self.version = 0
         self.counts = Counts()
         self.last_error = ""
         self.fault: BaseException | None = None
-        self.redo: list[int] = []
         self.next_number = rank
+        self.redo: deque[int] = deque()
+        self.wanted = 0
         self.flights: dict[int, Flight] = {}
+        self.began: Counter[int] = Counter()  # of those in flight, by version
         self.finished: dict[int, Flight] = {}  # in the order they finished
         self.running: set[asyncio.Task[None]] = set()
-        self.loop = asyncio.new_event_loop()
+        self.limits = TimeLimits(timeout_s)
         self.something_finished = asyncio.Event()
-
-    def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
-        """Run the loop until a coroutine is done; then everything stands still."""
-        try:
-            return self.loop.run_until_complete(coroutine)
-        finally:
-            self.policy.engine.pause()
+        self.thread = LoopThread("rollouts")
 
     def collect(self, num_groups: int) -> list[Group]:
         """Return so many finished groups, or more where older ones may not wait any longer.
 
+        Fewer only where ``max_iteration_tokens`` ended the iteration.
+
         Raises:
             TooManyErrorsError: past ``max_error_fraction``, naming the last error.
         """
-        return self.run(self._collect(num_groups))
+        return self.thread.run(self.sampling(self._collect(num_groups)))
+
+    def evaluate(self, tasks: Sequence[Task], policy: Conversation) -> list[Trajectory]:
+        """Run every task once, beside what is in flight."""
+
+        async def all_of_them() -> list[Trajectory]:
+            rollouts = (self.environment.run(task, policy, seed=n) for n, task in enumerate(tasks))
+            return list(await asyncio.gather(*map(caught, tasks, rollouts)))
+
+        return self.thread.run(self.sampling(all_of_them()))
+
+    def update_weights(self, module: nn.Module) -> None:
+        """Give the engine the weights that an iteration has trained: the next version."""
+        self.version += 1
+        self.thread.run(self.policy.engine.update_weights(module, self.version))
+
+    async def sampling(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+        """Let the engine sample until a coroutine is done; then hold all requests."""
+        await self.policy.engine.resume()
+        self.limits.resume()
+        try:
+            return await coroutine
+        finally:
+            await self.policy.engine.pause()
+            self.limits.pause()
+
+    # An iteration
 
     async def _collect(self, num_groups: int) -> list[Group]:
-        drops_left = self.max_drops * num_groups
-        self.fill(num_groups + self.num_ahead)
-        while True:
-            if self.drop_equal_rewards and drops_left > 0:
-                drops_left -= self.drop_finished(drops_left)
-                self.fill(num_groups + self.num_ahead)
-            if len(self.finished) >= num_groups and not any(map(self.is_overdue, self.unfinished)):
-                break
+        self.drops_left = self.max_drops * num_groups
+        self.wanted = num_groups + self.num_ahead
+        budget = TokenBudget(self.policy, self.max_iteration_tokens)
+        self.fill()
+        while not self.has_enough(num_groups, budget):
             self.something_finished.clear()
-            await self.something_finished.wait()
+            await budget.wait(self.something_finished)
             if self.fault is not None:
                 raise self.fault
             self.refuse_many_errors()
@@ -148,76 +190,68 @@ class RolloutManager:
         chosen.sort(key=lambda flight: flight.number)
         return [flight.group for flight in chosen if flight.group is not None]
 
-    @property
-    def unfinished(self) -> list[Flight]:
-        """Groups still at work."""
-        return list(self.flights.values())
+    def has_enough(self, num_groups: int, budget: "TokenBudget") -> bool:
+        """Whether the iteration may end: with all that it wants, or with what its budget bought."""
+        if any(self.is_overdue(version) for version in self.began):
+            return False
+        return len(self.finished) >= num_groups or (bool(self.finished) and budget.is_spent)
 
-    def is_overdue(self, flight: Flight) -> bool:
+    def is_overdue(self, began_version: int) -> bool:
         """Whether a group would be too stale if it came with the next version."""
-        return self.version - flight.began_version >= self.max_staleness
+        return self.version - began_version >= self.max_staleness
 
     def choose(self, num_groups: int) -> list[Flight]:
         """Take all that are overdue, then those that finished first."""
-        overdue = [flight for flight in self.finished.values() if self.is_overdue(flight)]
-        others = [flight for flight in self.finished.values() if not self.is_overdue(flight)]
+        flights = list(self.finished.values())
+        overdue = [flight for flight in flights if self.is_overdue(flight.began_version)]
+        others = [flight for flight in flights if not self.is_overdue(flight.began_version)]
         return [*overdue, *others[: max(0, num_groups - len(overdue))]]
 
-    def fill(self, num_groups: int) -> None:
-        """Start groups until so many are in flight or finished."""
-        while len(self.flights) + len(self.finished) < num_groups:
-            number = self.redo.pop(0) if self.redo else self.next_number
-            if number == self.next_number:
+    def fill(self) -> None:
+        """Start groups until as many are in flight or finished as the iteration wants."""
+        while len(self.flights) + len(self.finished) < self.wanted:
+            if self.redo:
+                number = self.redo.popleft()
+            else:
+                number = self.next_number
                 self.next_number += self.num_ranks
             flight = self.flights[number] = Flight(number, self.version)
-            running = self.loop.create_task(self.fly(flight))
+            self.began[flight.began_version] += 1
+            running = self.thread.loop.create_task(self.fly(flight))
             self.running.add(running)
             running.add_done_callback(self.landed)
-
-    def landed(self, running: asyncio.Task[None]) -> None:
-        """Let go of a group's coroutine; a fault of its own, such as a bad task, ends the run."""
-        self.running.discard(running)
-        if not running.cancelled() and (fault := running.exception()) is not None:
-            self.fault = fault
-            self.something_finished.set()
 
     async def fly(self, flight: Flight) -> None:
         """Roll a task out K times."""
         task = self.task_of(flight.number)
-        trajectories = await asyncio.gather(
-            *(
-                self.rollout(task, seed_of(self.seed, flight.number, k))
-                for k in range(self.group_size)
-            )
-        )
+        seeds = (seed_of(self.seed, flight.number, k) for k in range(self.group_size))
+        trajectories = await asyncio.gather(*(self.rollout(task, seed) for seed in seeds))
         flight.group = Group(task=task, trajectories=list(trajectories))
-        self.finished[flight.number] = self.flights.pop(flight.number)
+        del self.flights[flight.number]
+        self.began -= Counter([flight.began_version])  # keeps no zeros
+        if self.drop_equal_rewards and self.drops_left > 0 and not teaches(flight.group):
+            self.drops_left -= 1
+            self.counts.dropped_groups += 1
+            self.fill()
+        else:
+            self.finished[flight.number] = flight
+
+    def landed(self, running: asyncio.Task[None]) -> None:
+        """Let go of a group's coroutine; a fault of its own, such as a bad task, ends the run."""
+        self.running.discard(running)
+        if not running.cancelled():
+            self.fault = running.exception() or self.fault
         self.something_finished.set()
 
     async def rollout(self, task: Task, seed: int) -> Trajectory:
-        """Run one environment; its faults are written down, and never a reward of zero."""
+        """Run one environment; its faults are counted, and never a reward of zero."""
         self.counts.rollouts += 1
-        try:
-            async with asyncio.timeout(self.timeout_s):
-                return await self.environment.run(task, self.policy, seed=seed)
-        except Exception as error:  # counted, named, and past a share it stops the run
+        running = self.limits.limited(self.environment.run(task, self.policy, seed=seed))
+        trajectory = await caught(task, running)
+        if trajectory.error is not None:
             self.counts.errors += 1
-            self.last_error = f"{task.environment}: {type(error).__name__}: {error}"
-            return Trajectory(
-                segments=[], messages=[], spans=[], stop_reason=NO_ROLLOUT, error=self.last_error
-            )
-
-    def drop_finished(self, most: int) -> int:
-        """Forget finished groups without a difference in reward; return how many."""
-        equal = [
-            flight.number
-            for flight in self.finished.values()
-            if flight.group is not None and not teaches(flight.group)
-        ][:most]
-        for number in equal:
-            del self.finished[number]
-        self.counts.dropped_groups += len(equal)
-        return len(equal)
+            self.last_error = trajectory.error
+        return trajectory
 
     def refuse_many_errors(self) -> None:
         """Stop where verifiers or environments fail too often."""
@@ -228,26 +262,16 @@ class RolloutManager:
                 f" max_error_fraction={self.max_error_fraction} allows; the last: {self.last_error}"
             )
 
-    async def evaluate(self, tasks: Sequence[Task], policy: Conversation) -> list[Trajectory]:
-        """Run every task once, beside what is in flight."""
-
-        async def one(number: int, task: Task) -> Trajectory:
-            try:
-                return await self.environment.run(task, policy, seed=number)
-            except Exception as error:
-                told = f"{task.environment}: {type(error).__name__}: {error}"
-                return Trajectory(
-                    segments=[], messages=[], spans=[], stop_reason=NO_ROLLOUT, error=told
-                )
-
-        return list(await asyncio.gather(*(one(n, task) for n, task in enumerate(tasks))))
-
     # Resume: numbers, no half rollouts
 
     def state_dict(self) -> dict[str, Any]:
         """Return which tasks come next, and which had begun and were not delivered."""
-        unfinished = sorted([*self.flights, *self.finished, *self.redo])
-        return {"next_number": self.next_number, "unfinished": unfinished, "version": self.version}
+        unfinished = self.thread.call(lambda: [*self.flights, *self.finished, *self.redo])
+        return {
+            "next_number": self.next_number,
+            "unfinished": sorted(unfinished),
+            "version": self.version,
+        }
 
     def load_state_dicts(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Go on where so many ranks stopped, on any number of ranks; nothing is left out or twice.
@@ -260,19 +284,105 @@ class RolloutManager:
         for state in states:
             missing |= set(range(state["next_number"], top, stride))
         self.version = max(state["version"] for state in states)
-        self.redo = sorted(missing)[self.rank :: self.num_ranks]
+        self.redo = deque(sorted(missing)[self.rank :: self.num_ranks])
         self.next_number = top + (self.rank - top) % self.num_ranks
 
     def close(self) -> None:
         """Cancel what is in flight, close the environment, end the loop."""
-        self.loop.run_until_complete(self._close())
-        self.loop.close()
+        self.thread.run(self._close())
+        self.thread.close()
 
     async def _close(self) -> None:
         for running in self.running:
             running.cancel()
         await asyncio.gather(*self.running, return_exceptions=True)
         await self.environment.aclose()
+
+
+class TokenBudget:
+    """Tokens that an iteration may sample.
+
+    Args:
+        policy: whose engine counts them.
+        max_tokens: None: as many as it takes.
+    """
+
+    def __init__(self, policy: Conversation, max_tokens: int | None) -> None:
+        self.engine, self.max_tokens = policy.engine, max_tokens
+        self.began_at = policy.engine.num_sampled_tokens
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether as many were sampled."""
+        if self.max_tokens is None:
+            return False
+        return self.engine.num_sampled_tokens - self.began_at >= self.max_tokens
+
+    async def wait(self, event: asyncio.Event) -> None:
+        """Wait for an event; where there is a budget, not for long."""
+        if self.max_tokens is None:
+            await event.wait()
+            return
+        try:
+            async with asyncio.timeout(BUDGET_LOOK_S):
+                await event.wait()
+        except TimeoutError:  # the caller looks at the budget
+            pass
+
+
+class TimeLimits:
+    """The time limits of rollouts, which stand still while rollouts are held.
+
+    Args:
+        timeout_s: of each; None: no limit.
+    """
+
+    def __init__(self, timeout_s: float | None) -> None:
+        if timeout_s is not None and timeout_s <= 0:
+            raise ValueError(f"timeout_s={timeout_s}: want it above 0")
+        self.timeout_s = timeout_s
+        self.left_s: dict[asyncio.Timeout, float] = {}  # while held
+        self.active: set[asyncio.Timeout] = set()
+
+    async def limited(self, rollout: Coroutine[Any, Any, Trajectory]) -> Trajectory:
+        """Run a rollout to its end or its limit.
+
+        Raises:
+            TimeoutError: at the limit.
+        """
+        if self.timeout_s is None:
+            return await rollout
+        async with asyncio.timeout(self.timeout_s) as limit:
+            self.active.add(limit)
+            try:
+                return await rollout
+            finally:
+                self.active.discard(limit)
+                self.left_s.pop(limit, None)
+
+    def pause(self) -> None:
+        """Stop the clocks."""
+        now_s = asyncio.get_running_loop().time()
+        for limit in self.active:
+            if (when_s := limit.when()) is not None and not limit.expired():
+                self.left_s[limit] = when_s - now_s
+                limit.reschedule(None)
+
+    def resume(self) -> None:
+        """Start them again."""
+        now_s = asyncio.get_running_loop().time()
+        for limit, left_s in self.left_s.items():
+            limit.reschedule(now_s + left_s)
+        self.left_s.clear()
+
+
+async def caught(task: Task, rollout: Coroutine[Any, Any, Trajectory]) -> Trajectory:
+    """Return a rollout, or one that only names what its environment or verifier failed of."""
+    try:
+        return await rollout
+    except Exception as error:  # a named state, that is counted and stops the run past a share
+        told = f"{task.environment}: {type(error).__name__}: {error}"
+        return Trajectory(segments=[], messages=[], spans=[], stop_reason=LOST, error=told)
 
 
 def teaches(group: Group) -> bool:

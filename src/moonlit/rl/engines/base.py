@@ -92,8 +92,17 @@ class Engine(Protocol):
         """Return what a dialogue's requests name, so that what they share is computed once."""
         ...
 
-    def pause(self) -> None:
-        """Sample no further token until the event loop runs again; requests are kept."""
+    @property
+    def num_sampled_tokens(self) -> int:
+        """Since the engine was made, as far as it knows: a server may tell only at the end."""
+        ...
+
+    async def pause(self) -> None:
+        """Hold all requests, those that come too; return when no token is being sampled."""
+        ...
+
+    async def resume(self) -> None:
+        """Go on with the requests that were held."""
         ...
 
     def close(self) -> None:

@@ -70,6 +70,7 @@ class ContinuousBatch:
         self.idle_sessions: dict[int, Session] = {}  # those with latents, longest idle first
         self.settings: BatchSampling | None = None  # of the running; None: they changed
         self.finished: list[Generation] = []
+        self.num_sampled_tokens = 0
 
     @property
     def has_work(self) -> bool:
@@ -208,6 +209,7 @@ class ContinuousBatch:
             strict=True,
         )
         for generation, token_id, behavior, untempered in rows:
+            self.num_sampled_tokens += 1
             if not untempered > -torch.inf or not behavior > -torch.inf:  # nan included
                 place = len(generation.ids)
                 error = FloatingPointError(f"the logits at position {place} are not finite")

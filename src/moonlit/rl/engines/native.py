@@ -63,6 +63,7 @@ class NativeEngine:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._waiters: dict[Generation, asyncio.Future[Completion]] = {}
         self._driver: asyncio.Task[None] | None = None
+        self._is_held = False
 
     @classmethod
     def copy_of(cls, module: Kimi, **settings: object) -> "NativeEngine":
@@ -144,10 +145,20 @@ class NativeEngine:
             if self._driver is None or self._driver.done():
                 self._thread.submit(self._read_inbox)
 
-    def pause(self) -> None:
-        """Return once the thread stands still; it goes on when the event loop runs again."""
-        self._inbox.append(lambda: None)  # ends the thread's turn after the step under way
-        self._thread.submit(lambda: None).result()
+    @property
+    def num_sampled_tokens(self) -> int:
+        """Of all requests, those under way too."""
+        return self.batch.num_sampled_tokens
+
+    async def pause(self) -> None:
+        """Hold all requests; their latents stay until the weights change."""
+        self._is_held = True  # ends the thread's turn after the step under way
+        await asyncio.get_running_loop().run_in_executor(self._thread, lambda: None)
+
+    async def resume(self) -> None:
+        """Go on with the requests that were held."""
+        self._is_held = False
+        self._tell(lambda: None)
 
     def close(self) -> None:
         """End the thread; the engine serves no more."""
@@ -176,7 +187,7 @@ class NativeEngine:
         """Run the thread while there is something to do, and hand out what it finishes."""
         loop = asyncio.get_running_loop()
         try:
-            while self._inbox or self.batch.has_work:
+            while self._inbox or (self.batch.has_work and not self._is_held):
                 for generation in await loop.run_in_executor(self._thread, self._work):
                     if (future := self._waiters.pop(generation, None)) is not None:
                         settle(future, generation.completion, generation.error)
@@ -189,7 +200,7 @@ class NativeEngine:
         """Step until something ends or a message comes."""
         self._read_inbox()
         finished: list[Generation] = []
-        while self.batch.has_work and not finished and not self._inbox:
+        while self.batch.has_work and not (finished or self._inbox or self._is_held):
             finished = self.batch.step()
         return finished
 
