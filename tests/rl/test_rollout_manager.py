@@ -263,7 +263,7 @@ def test_a_token_budget_ends_an_iteration_with_what_is_finished():
 
     # The third ends at 30 tokens: whether it is there when the budget is looked at is luck.
     assert delivered[0] in ([0, 1], [0, 1, 2])
-    assert sorted(n for some in delivered for n in some) == list(range(len(sum(delivered, []))))
+    assert sorted(n for some in delivered for n in some) == list(range(sum(map(len, delivered))))
 
 
 def test_a_bad_task_ends_the_run_instead_of_hanging_it():
@@ -308,7 +308,7 @@ def test_seeds_differ_by_run_task_and_answer():
         ({"group_size": 1}, "group_size=1"),
         ({"num_ahead": 2}, "num_ahead=2, max_staleness=0"),
         ({"max_iteration_tokens": 9}, "max_iteration_tokens=9, max_staleness=0"),
-        ({"timeout_s": 0}, "timeout_s=0"),
+        ({"timeout_s": 0.0}, "timeout_s=0"),
         ({"max_error_fraction": 2.0}, "max_error_fraction=2.0"),
     ],
 )
