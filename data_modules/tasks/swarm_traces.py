@@ -1,6 +1,6 @@
 """``moonlit prepare source=swarm_traces``: dialogues that warm an orchestrator up.
 
-Half of them open page after page, half create sub-agents and assign everything in one turn; which
+Half of them save page after page, half create sub-agents and assign everything in one turn; which
 is which is drawn, so that the warmed-up policy does both and training has something to choose
 from. The tools really run.
 """
@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from data_modules.tasks.downloads import Downloads, save_pages
 from data_modules.tasks.source import HELD_OUT, TRAIN
-from data_modules.tasks.wide_facts import WideFacts, answer, open_pages
 from data_modules.zero_vision.lines import assistant, called, line, user
 from data_modules.zero_vision.source import write_whole, written
 from moonlit.agents.swarm.orchestrator import Swarm, SwarmLimits
-from moonlit.agents.swarm.scripted import PageReader
+from moonlit.agents.swarm.scripted import OneCall
 from moonlit.agents.tools import Toolset
 from moonlit.batch import Task
 from moonlit.chat.messages import ToolCall
@@ -42,7 +42,7 @@ class SwarmTraces:
         self,
         *,
         folder: str,
-        source: WideFacts,
+        source: Downloads,
         first: int,
         num_train: int,
         num_held_out: int,
@@ -76,26 +76,26 @@ class SwarmTraces:
 async def trace(task: Task, *, is_parallel: bool) -> dict[str, Any]:
     """Work on a task by script, and write the dialogue down."""
     swarm = Swarm(
-        {"worker": PageReader(tools=open_pages)},
+        {"worker": OneCall(tools=save_pages, tool="save", argument="page")},
         task,
         limits=SwarmLimits(),
         num_prompt=1,
         seed=0,
     )
-    names = [name for name, _ in task.answer]
+    pages = task.answer
     if is_parallel:
         turns = [
             [
-                *(("create_subagent", {"name": f"w{n}", "system_prompt": "read"})
-                  for n in range(len(names))),
-                *(("assign_task", {"agent": f"w{n}", "prompt": f"age of {name}"})
-                  for n, name in enumerate(names)),
+                *(("create_subagent", {"name": f"w{page}", "system_prompt": "save"})
+                  for page in pages),
+                *(("assign_task", {"agent": f"w{page}", "prompt": f"page {page}"})
+                  for page in pages),
             ]
         ]  # fmt: skip
     else:
-        turns = [[("open", {"title": name})] for name in names]
+        turns = [[("save", {"page": page})] for page in pages]
     messages: list[dict[str, Any]] = [user("".join(part.text for part in task.prompt[0].parts))]
-    async with open_pages(task) as own:
+    async with save_pages(task) as own:
         tools = Toolset([*own.tools, *swarm.tools])
         for turn in turns:
             outputs = [await tools.run(ToolCall(name, given)) for name, given in turn]
@@ -104,7 +104,7 @@ async def trace(task: Task, *, is_parallel: bool) -> dict[str, Any]:
                 for (name, given), output in zip(turn, outputs, strict=True)
             ]
             messages += without_thinking(called("", calls, messages))
-    messages.append(assistant(answer(task.answer), None))
+    messages.append(assistant("done", None))
     provenance = {"source": "swarm_traces", "parallel": is_parallel, "truth": task.answer}
     return line(messages, tools.declarations, provenance)
 

@@ -8,7 +8,7 @@ from data_modules.tasks.wide_facts import WideFacts, answer, open_pages, people
 from moonlit.agents.swarm.environment import SwarmEnvironment
 from moonlit.agents.swarm.orchestrator import Swarm, SwarmLimits
 from moonlit.agents.swarm.reward import ParlReward
-from moonlit.agents.swarm.scripted import PageReader
+from moonlit.agents.swarm.scripted import OneCall
 from moonlit.agents.swarm.subagent import PolicySubAgent
 from moonlit.batch import Trajectory
 from moonlit.chat.messages import Message
@@ -17,7 +17,7 @@ from tests.rl.scripted import SPECIAL, TOKENIZER, Scripted, conversation, says
 
 TASK = WideFacts(seed=0, min_people=3, max_people=3)("train", 7)
 NAMES = [name for name, _ in TASK.answer]
-READER = PageReader(tools=open_pages)
+READER = OneCall(tools=open_pages, tool="open", argument="title")
 
 
 def calls(*named: tuple[str, str], first: int = 0) -> list[int]:
@@ -264,7 +264,7 @@ def test_the_prompt_never_says_to_work_in_parallel():
 
 def test_a_reader_fails_as_often_as_it_is_told():
     async def failures() -> int:
-        reader = PageReader(tools=open_pages, success_probability=0.7)
+        reader = OneCall(tools=open_pages, tool="open", argument="title", success_probability=0.7)
         prompt = [Message(role="user", content=f"age of {NAMES[0]}")]
         outcomes = await asyncio.gather(
             *(reader.work(prompt, TASK, seed=seed) for seed in range(200)), return_exceptions=True
