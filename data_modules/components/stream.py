@@ -105,6 +105,9 @@ class PlannedLoader:
         max_corrupt_documents: more distinct corrupt documents than this stop the run.
     """
 
+    is_planned = True
+    """Its steps do not depend on the training, so a strategy may read the next one early."""
+
     def __init__(
         self, steps: Dataset[Step], *, num_workers: int, max_corrupt_documents: float
     ) -> None:

@@ -11,7 +11,6 @@ from lightning import Callback, LightningDataModule, Trainer, seed_everything
 from micro_run import micro_model, micro_settings, noise_row
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader, IterableDataset
 
 from moonlit.batch import PackedBatch
 from moonlit.distributed.dep import DEPStrategy
@@ -46,12 +45,12 @@ class StepRows(LightningDataModule):
         super().__init__()
         self.text_only, self.next_step = text_only, 0
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> Any:
         strategy: Any = self.trainer.strategy
         rank = getattr(strategy, "data_parallel_rank", 0)
         size = getattr(strategy, "data_parallel_size", 1)
         steps = range(self.next_step, NUM_STEPS)
-        return DataLoader(Rows(steps, rank, size, self.text_only), batch_size=None)
+        return Rows(steps, rank, size, self.text_only)
 
     def state_dict(self) -> dict[str, int]:
         return {"next_step": self.trainer.global_step}
@@ -60,9 +59,14 @@ class StepRows(LightningDataModule):
         self.next_step = state["next_step"]
 
 
-class Rows(IterableDataset):
+class Rows:
+    is_planned = True
+
     def __init__(self, steps: range, rank: int, size: int, text_only: bool) -> None:
         self.steps, self.rank, self.size, self.text_only = steps, rank, size, text_only
+
+    def __len__(self) -> int:
+        return NUM_STEPS
 
     def __iter__(self) -> Iterator[list[PackedBatch]]:
         for step in self.steps:
@@ -128,7 +132,8 @@ def strategy(**changes: Any) -> DEPStrategy:
     settings: dict[str, Any] = {
         "pp_size": 1, "dp_replicate_size": 1, "dp_shard_size": None, "ep_size": 1,
         "zero_stage": 3, "encoder": "decoupled", "recompute": "always", "patch_budget": 20,
-        "process_group_backend": None, "timeout_s": 150.0, "run_dir": "unused",
+        "overlap": True, "process_group_backend": None, "timeout_s": 150.0,
+        "run_dir": "unused",
     }  # fmt: skip
     return DEPStrategy(**settings | changes)
 

@@ -10,13 +10,14 @@ Three stages around the backbone, in which all ranks take part whatever their ro
 
 Source: Kimi K2.5 technical report (arXiv:2602.02276), Sec. 4.5.1. Ours, where it states nothing:
 the projector belongs to the encoder; stage 3 keeps stage 1's assignment; with memory to spare
-stage 1 keeps its graph and stage 3 recomputes nothing.
+stage 1 keeps its graph and stage 3 recomputes nothing; the next step's patches travel while the
+backbone runs, and the encoder's gradients are summed behind its backward pass.
 
 Axes: P patches, M merged vision tokens, D model width.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -30,9 +31,10 @@ from moonlit.distributed.encoder_process import (
     no_media,
     trained_encoder_parameters,
 )
-from moonlit.distributed.gradients import sum_over_ranks
+from moonlit.distributed.gradients import GradientSum
 from moonlit.distributed.graph_memory import GraphMemory
-from moonlit.distributed.item_exchange import ItemExchange
+from moonlit.distributed.item_exchange import ItemExchange, UnderWay
+from moonlit.distributed.look_ahead import same_media
 from moonlit.distributed.vision_balance import chunks
 from moonlit.distributed.whereabouts import at
 from moonlit.models.kimi import Kimi
@@ -49,6 +51,15 @@ class Encoded:
     keeps_graph: bool
 
 
+@dataclass(slots=True)
+class Gathered:
+    """The media of a step: who encodes what, and the patches on their way there."""
+
+    microbatches: Sequence[PackedBatch]
+    exchange: ItemExchange
+    pixels: UnderWay
+
+
 class DecoupledEncoder:
     """Encodes the global batch in equal shares; a phase sees only ``around``.
 
@@ -60,6 +71,8 @@ class DecoupledEncoder:
         recompute: ``always`` as in the report, ``never``, or ``auto``: keep the graph of as many
             chunks as fit into the memory that was measured to be free.
         patch_budget: patches encoded at once; a larger item goes alone.
+        overlap: communicate behind computation where that can be; the numbers are the same.
+        coming: returns the next step's microbatches, or None where they are not known.
     """
 
     def __init__(
@@ -70,31 +83,40 @@ class DecoupledEncoder:
         holds_rows: bool,
         recompute: str,
         patch_budget: int,
+        overlap: bool,
+        coming: Callable[[], Sequence[PackedBatch] | None],
     ) -> None:
         if model.vision_shape is None:
             raise ValueError("the Decoupled Encoder Process needs a model with an encoder")
         self.model, self.group, self.holds_rows = model, group, holds_rows
         self.vision_shape = model.vision_shape
-        self.patch_budget = patch_budget
+        self.patch_budget, self.overlap, self.coming = patch_budget, overlap, coming
+        self.early: Gathered | None = None
         self.trained = trained_encoder_parameters(model)
         self.memory = GraphMemory(recompute, encoder_device(model))
 
     @contextmanager
     def around(self, microbatches: Sequence[PackedBatch]) -> Iterator[list[Tensor | None]]:
         """Yield the features [M, D] of each microbatch as leaves; reap their gradients after."""
-        exchange, pixel_values = self.gather(microbatches)
+        gathered, self.early = self.early, None
+        if gathered is None or not same_media(gathered.microbatches, microbatches):
+            gathered = self.gather(microbatches)
+        exchange = gathered.exchange
+        with at("DEP stage 1, patches to their encoders"):
+            pixel_values = gathered.pixels.arrived()
         encoded = self.encode(exchange, pixel_values)
         leaves = self.leaves(exchange, encoded, microbatches)
+        coming = self.coming() if self.overlap else None
         self.memory.backbone_begins()
+        if coming is not None:
+            self.early = self.gather(coming)
         yield leaves
         self.memory.backbone_ends()
         if self.trained and exchange.grids:
             self.backward(exchange, encoded, [leaf for leaf in leaves if leaf is not None])
 
-    def gather(
-        self, microbatches: Sequence[PackedBatch]
-    ) -> tuple[ItemExchange, UInt8[Tensor, "P 3 h w"]]:
-        """Share out all items, and receive the patches of those to encode here."""
+    def gather(self, microbatches: Sequence[PackedBatch]) -> Gathered:
+        """Share out all items, and begin to send patches to where they are encoded."""
         device, side = encoder_device(self.model), self.vision_shape.patch_size
         media = [b.media for b in microbatches if b.media is not None and self.holds_rows]
         grid_thw = torch.zeros(0, 3, dtype=torch.int64, device=device)
@@ -103,9 +125,15 @@ class DecoupledEncoder:
             exchange = ItemExchange.plan(
                 torch.cat([grid_thw, *(m.grid_thw for m in media)]), self.vision_shape, self.group
             )
-        with at("DEP stage 1, patches to their encoders"):
-            owned = exchange.pixels_to_owners(torch.cat([pixels, *(m.pixel_values for m in media)]))
-        return exchange, owned
+        owned = exchange.pixels_to_owners(torch.cat([pixels, *(m.pixel_values for m in media)]))
+        return Gathered(microbatches, exchange, owned)
+
+    def finish(self) -> None:
+        """Wait for what was sent early for a step that will not be trained."""
+        if self.early is not None:
+            with at("DEP stage 1, patches of a step that is not trained"):
+                self.early.pixels.arrived()
+            self.early = None
 
     def encode(
         self, exchange: ItemExchange, pixel_values: UInt8[Tensor, "P 3 h w"]
@@ -161,15 +189,17 @@ class DecoupledEncoder:
         gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
         with at("DEP stage 3, gradients to their encoders"):
             incoming = exchange.gradients_to_owners(torch.cat([nothing, *gradients]))
-        for chunk, gradient in zip(
-            encoded, incoming.split([len(chunk.features) for chunk in encoded]), strict=True
-        ):
+        gradient_sum = GradientSum(self.trained, self.group)
+        parts = incoming.split([len(chunk.features) for chunk in encoded])
+        for number, (chunk, gradient) in enumerate(zip(encoded, parts, strict=True), 1):
             features = chunk.features
             if not chunk.keeps_graph:
                 features = self.model.encode_media(chunk.media)
-            features.backward(gradient)
+            is_last = number == len(encoded)
+            with gradient_sum.behind_backward() if is_last and self.overlap else nullcontext():
+                features.backward(gradient)
         with at("DEP stage 3, the encoder's gradients over all ranks"):
-            sum_over_ranks(self.trained, self.group)
+            gradient_sum.finish()
 
 
 def check_recompute(recompute: str, patch_budget: int) -> None:

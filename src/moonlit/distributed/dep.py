@@ -10,13 +10,14 @@ Sec. 2.4.2).
 
 from collections.abc import Callable
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 import torch.distributed as dist
+from lightning.fabric.utilities import move_data_to_device
 from lightning.fabric.utilities.distributed import _init_dist_connection
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -25,6 +26,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from moonlit.batch import PackedBatch
 from moonlit.distributed.backbone import LossSum, ShardedBackbone
 from moonlit.distributed.decoupled_encoder import DecoupledEncoder, check_recompute
 from moonlit.distributed.encoder_process import InlineEncoder, ReplicatedInlineEncoder
@@ -34,6 +36,7 @@ from moonlit.distributed.launcher import (
     end_with_launcher,
     started_by_launcher,
 )
+from moonlit.distributed.look_ahead import LookAhead
 from moonlit.distributed.mesh import MeshSizes, ProcessMesh, check_devices
 from moonlit.distributed.sharded_checkpoint import (
     ShardedWriter,
@@ -63,6 +66,8 @@ class DEPStrategy(ModelParallelStrategy):
         encoder: ``decoupled``, or ``inline`` in each microbatch's graph.
         recompute: ``always``, ``never`` or ``auto``: see ``DecoupledEncoder``.
         patch_budget: patches encoded at once.
+        overlap: the encoder communicates behind computation: the next step's patches behind the
+            backbone, its own gradients behind its backward pass. The numbers are the same.
         process_group_backend: None: nccl on CUDA, gloo elsewhere.
         timeout_s: a rank that waits longer in one collective ends the run [s].
         run_dir: folder that all processes share.
@@ -83,6 +88,7 @@ class DEPStrategy(ModelParallelStrategy):
         encoder: str,
         recompute: str,
         patch_budget: int,
+        overlap: bool,
         process_group_backend: str | None,
         timeout_s: float,
         run_dir: str,
@@ -108,7 +114,9 @@ class DEPStrategy(ModelParallelStrategy):
         self.pp_size, self.dp_replicate_size = pp_size, dp_replicate_size
         self.dp_shard_size, self.ep_size = dp_shard_size, ep_size
         self.zero_stage, self.encoder = zero_stage, encoder
-        self.recompute, self.patch_budget = recompute, patch_budget
+        self.recompute, self.patch_budget, self.overlap = recompute, patch_budget, overlap
+        self.look_ahead: LookAhead | None = None
+        self.decoupled: DecoupledEncoder | None = None
         self.timeout_s, self.run_dir = timeout_s, run_dir
 
     @cached_property
@@ -149,13 +157,24 @@ class DEPStrategy(ModelParallelStrategy):
             return InlineEncoder(model)
         if self.encoder == "inline":
             return ReplicatedInlineEncoder(model, self.mesh.group("data"))
-        return DecoupledEncoder(
+        self.decoupled = DecoupledEncoder(
             model,
             group=self.mesh.group("world"),
             holds_rows=self.mesh.rank("pp") == 0,
             recompute=self.recompute,
             patch_budget=self.patch_budget,
+            overlap=self.overlap,
+            coming=self.coming_step,
         )
+        return self.decoupled
+
+    def coming_step(self) -> list[PackedBatch] | None:
+        """Return the microbatches of the next step, where they are known and will be trained."""
+        trainer = self.lightning_module.trainer if self.lightning_module is not None else None
+        if self.look_ahead is None or trainer is None:
+            return None
+        is_last = 0 <= trainer.max_steps <= trainer.global_step + 1
+        return None if is_last else self.look_ahead.coming()
 
     def backbone_process(
         self, model: Kimi, *, loss: LossSum, backward: Callable[[Tensor], None]
@@ -207,6 +226,22 @@ class DEPStrategy(ModelParallelStrategy):
             require_equal(phase.model)
             shard(phase.model, self.mesh, zero_stage=self.zero_stage)
         super().setup(trainer)
+
+    @override
+    def process_dataloader(self, dataloader: object) -> object:
+        """Read a planned loader of training steps through a look-ahead."""
+        if not getattr(dataloader, "is_planned", False):
+            return dataloader
+        loader: Any = dataloader
+        to_device = partial(move_data_to_device, device=self.root_device)
+        self.look_ahead = LookAhead(loader, to_device=to_device)
+        return self.look_ahead
+
+    @override
+    def on_train_end(self) -> None:
+        """Leave nothing on the wire."""
+        if self.decoupled is not None:
+            self.decoupled.finish()
 
     @override
     def reduce(

@@ -6,6 +6,7 @@ axes of its mesh without a shard hold copies, axes that its mesh lacks hold othe
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -16,28 +17,83 @@ BUCKET_BYTES = 64 * 2**20
 """Gradients summed in one call [bytes]; our default."""
 
 
-@torch.no_grad()
 def sum_over_ranks(parameters: Sequence[nn.Parameter], group: dist.ProcessGroup) -> None:
     """Add the gradients of replicated parameters over all ranks; none counts as zero."""
-    for bucket in buckets(parameters):
+    GradientSum(parameters, group).finish()
+
+
+class GradientSum:
+    """Adds the gradients of replicated parameters over ranks, bucket by bucket.
+
+    Every rank sends the same buckets in the same order: last parameters first, as a backward pass
+    makes them. ``behind_backward`` sends each as soon as it is complete, ``finish`` the rest.
+
+    Args:
+        parameters: alike on every rank.
+        group: of the ranks.
+        bucket_bytes: sent in one call, at most.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        group: dist.ProcessGroup,
+        *,
+        bucket_bytes: int | None = None,
+    ) -> None:
+        self.group = group
+        self.buckets = list(buckets(parameters[::-1], bucket_bytes or BUCKET_BYTES))
+        self.missing = [set(bucket) for bucket in self.buckets]
+        self.sent: list[tuple[Tensor, dist.Work]] = []
+
+    @contextmanager
+    def behind_backward(self) -> Iterator[None]:
+        """Send gradients during the backward pass in this block, the last one to add to them."""
+        bucket_of = {p: number for number, bucket in enumerate(self.buckets) for p in bucket}
+
+        def note(parameter: Tensor) -> None:
+            self.missing[bucket_of[parameter]].discard(parameter)
+            while len(self.sent) < len(self.buckets) and not self.missing[len(self.sent)]:
+                self._send_next()
+
+        hooks = [p.register_post_accumulate_grad_hook(note) for p in bucket_of]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @torch.no_grad()
+    def _send_next(self) -> None:
+        bucket = self.buckets[len(self.sent)]
         for parameter in bucket:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        gradients = [p.grad for p in bucket if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in gradients])
-        dist.all_reduce(flat, group=group)
-        parts = flat.split([g.numel() for g in gradients])
-        torch._foreach_copy_(
-            gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)]
-        )
+        flat = torch.cat([p.grad.flatten() for p in bucket if p.grad is not None])
+        work = dist.all_reduce(flat, group=self.group, async_op=True)
+        assert work is not None
+        self.sent.append((flat, work))
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Send what is not yet under way, wait for everything, and put the sums in place."""
+        while len(self.sent) < len(self.buckets):
+            self._send_next()
+        for bucket, (flat, work) in zip(self.buckets, self.sent, strict=True):
+            work.wait()
+            gradients = [p.grad for p in bucket if p.grad is not None]
+            parts = flat.split([g.numel() for g in gradients])
+            torch._foreach_copy_(
+                gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)]
+            )
 
 
-def buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Cut a list into runs of one dtype and of at most ``BUCKET_BYTES`` (or one parameter)."""
+def buckets(parameters: Sequence[nn.Parameter], bucket_bytes: int) -> Iterator[list[nn.Parameter]]:
+    """Cut a list into runs of one dtype and of at most ``bucket_bytes`` (or one parameter)."""
     bucket: list[nn.Parameter] = []
     num_bytes = 0
     for parameter in parameters:
-        full = num_bytes + parameter.nbytes > BUCKET_BYTES
+        full = num_bytes + parameter.nbytes > bucket_bytes
         if bucket and (full or parameter.dtype != bucket[0].dtype):
             yield bucket
             bucket, num_bytes = [], 0

@@ -66,20 +66,20 @@ class ItemExchange:
         _, h, w = self.grids[item]
         return h * w // 4
 
-    def pixels_to_owners(self, pixel_values: Shaped[Tensor, "P ..."]) -> Shaped[Tensor, "P2 ..."]:
-        """Send the patches of the items at home; return those of the owned items."""
+    def pixels_to_owners(self, pixel_values: Shaped[Tensor, "P ..."]) -> "UnderWay":
+        """Send the patches of the items at home; those of the owned items will arrive."""
         sizes = [self.patches(item) for item in range(len(self.grids))]
         return self._move(pixel_values, sizes, source=self.homes, target=self.owners)
 
     def features_home(self, features: Shaped[Tensor, "M D"]) -> Shaped[Tensor, "M2 D"]:
         """Send the features of the owned items; return those of the items at home."""
         sizes = [self.tokens(item) for item in range(len(self.grids))]
-        return self._move(features, sizes, source=self.owners, target=self.homes)
+        return self._move(features, sizes, source=self.owners, target=self.homes).arrived()
 
     def gradients_to_owners(self, gradients: Shaped[Tensor, "M D"]) -> Shaped[Tensor, "M2 D"]:
         """Send gradients of features the way their patches went."""
         sizes = [self.tokens(item) for item in range(len(self.grids))]
-        return self._move(gradients, sizes, source=self.homes, target=self.owners)
+        return self._move(gradients, sizes, source=self.homes, target=self.owners).arrived()
 
     def _move(
         self,
@@ -88,7 +88,7 @@ class ItemExchange:
         *,
         source: Sequence[int],
         target: Sequence[int],
-    ) -> Shaped[Tensor, "R2 ..."]:
+    ) -> "UnderWay":
         """Exchange runs of rows; on both sides they lie in the order of the global batch."""
         outgoing = [item for item, rank in enumerate(source) if rank == self.rank]
         incoming = [item for item, rank in enumerate(target) if rank == self.rank]
@@ -105,8 +105,28 @@ class ItemExchange:
 
         sent = reordered(rows, outgoing, send_order, sizes)
         received = rows.new_empty(sum(receive_sizes), *rows.shape[1:])
-        dist.all_to_all_single(received, sent, receive_sizes, send_sizes, group=self.group)
-        return reordered(received, receive_order, incoming, sizes)
+        work = dist.all_to_all_single(
+            received, sent, receive_sizes, send_sizes, group=self.group, async_op=True
+        )
+        assert work is not None
+        return UnderWay(work, sent, received, receive_order, incoming, sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """Runs of rows on their way to this rank; ``sent`` must live until they have arrived."""
+
+    work: dist.Work
+    sent: Tensor
+    received: Tensor
+    order: list[int]
+    wanted: list[int]
+    sizes: list[int]
+
+    def arrived(self) -> Shaped[Tensor, "R ..."]:
+        """Wait for the rows, and return them in the order of the global batch."""
+        self.work.wait()
+        return reordered(self.received, self.order, self.wanted, self.sizes)
 
 
 def reordered(
