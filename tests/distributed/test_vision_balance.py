@@ -72,7 +72,8 @@ def there_and_back() -> tuple[list[int], bool, bool]:
     exchange = ItemExchange.plan(grids, SHAPE, group)
 
     names = [torch.full((exchange.patches(i), 2), i, dtype=torch.uint8) for i in exchange.at_home]
-    owned = exchange.pixels_to_owners(torch.cat([torch.zeros(0, 2, dtype=torch.uint8), *names]))
+    sent = exchange.pixels_to_owners(torch.cat([torch.zeros(0, 2, dtype=torch.uint8), *names]))
+    owned = sent.arrived()
     expected = [i for i in exchange.owned for _ in range(exchange.patches(i))]
     arrived = owned[:, 0].tolist() == expected
 
@@ -95,7 +96,8 @@ def test_items_find_their_encoders_and_their_features_come_home(four_ranks: Rank
 def nothing_at_all() -> bool:
     group = torch.distributed.group.WORLD
     exchange = ItemExchange.plan(torch.zeros(0, 3, dtype=torch.int64), SHAPE, group)
-    moved = exchange.pixels_to_owners(torch.zeros(0, 3, 14, 14, dtype=torch.uint8))
+    sent = exchange.pixels_to_owners(torch.zeros(0, 3, 14, 14, dtype=torch.uint8))
+    moved = sent.arrived()
     return exchange.grids == [] and moved.shape == (0, 3, 14, 14)
 
 
