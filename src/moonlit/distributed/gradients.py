@@ -7,6 +7,7 @@ axes of its mesh without a shard hold copies, axes that its mesh lacks hold othe
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -51,7 +52,7 @@ class GradientSum:
         """Send gradients during the backward pass in this block, the last one to add to them."""
         bucket_of = {p: number for number, bucket in enumerate(self.buckets) for p in bucket}
 
-        def note(parameter: Tensor) -> None:
+        def note(parameter: Any) -> None:
             self.missing[bucket_of[parameter]].discard(parameter)
             while len(self.sent) < len(self.buckets) and not self.missing[len(self.sent)]:
                 self._send_next()

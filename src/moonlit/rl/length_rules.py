@@ -36,3 +36,55 @@ class NoRule:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing."""
+
+
+class HardCap(NoRule):
+    """An answer longer than a fixed number of tokens earns nothing: what Toggle is compared with.
+
+    Args:
+        max_tokens: that an answer may have.
+    """
+
+    def __init__(self, *, max_tokens: int) -> None:
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
+        self.max_tokens = max_tokens
+
+    def apply(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Take the reward of longer answers."""
+        judged = [one for group in groups for one in group.trajectories if one.error is None]
+        longer = [one for one in judged if one.num_tokens > self.max_tokens]
+        for one in longer:
+            one.reward = 0.0
+        return {"length/over_cap": len(longer) / max(1, len(judged))}
+
+
+class LengthReward(NoRule):
+    r"""Kimi k1.5's length reward, relative to the group.
+
+    $\lambda = 0.5 - (len - min) / (max - min)$ over the group's answers; a correct one gets
+    $\lambda$, a wrong one $\min(0, \lambda)$, all get 0 where lengths are equal. It is added with a
+    weight.
+
+    Source: Kimi k1.5 (arXiv:2501.12599), Sec. 2.3.3; the weight is NOT STATED.
+
+    Args:
+        weight: of the length reward.
+    """
+
+    def __init__(self, *, weight: float) -> None:
+        self.weight = weight
+
+    def apply(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Add it."""
+        for group in groups:
+            judged = [one for one in group.trajectories if one.error is None]
+            lengths = [one.num_tokens for one in judged]
+            if not judged or max(lengths) == min(lengths):
+                continue
+            for one in judged:
+                span = max(lengths) - min(lengths)
+                shorter = 0.5 - (one.num_tokens - min(lengths)) / span
+                is_correct = one.reward >= 1 - 1e-6
+                one.reward += self.weight * (shorter if is_correct else min(0.0, shorter))
+        return {}

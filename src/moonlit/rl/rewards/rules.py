@@ -13,6 +13,7 @@ from moonlit.rl.rewards.grounding import grounding
 from moonlit.rl.rewards.ocr import ocr
 from moonlit.rl.rewards.pairs import pairs
 from moonlit.rl.rewards.pointing import pointing
+from moonlit.rl.rewards.reasoning import reasoning_gym
 from moonlit.rl.rewards.segmentation import segmentation
 
 Rule = Callable[[str, Any], float]
@@ -38,6 +39,7 @@ RULES: dict[str, Rule] = {
     "motion": exact,
     "caption": ocr,
     "wide_search": pairs,
+    "reasoning_gym": reasoning_gym,
     "exact": exact,
 }
 

@@ -1,0 +1,15 @@
+"""Tasks of reasoning-gym: its own verifiers."""
+
+from typing import Any
+
+
+def reasoning_gym(answer: str, truth: dict[str, Any]) -> float:
+    """Return the score of the dataset's own verifier.
+
+    Args:
+        answer: the words.
+        truth: ``name`` of the dataset and its ``entry``.
+    """
+    from reasoning_gym import get_score_answer_fn
+
+    return float(get_score_answer_fn(truth["name"])(answer, truth["entry"]))

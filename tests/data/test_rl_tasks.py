@@ -1,0 +1,100 @@
+"""Tasks by number: pure, split, mixed as asked."""
+
+from collections import Counter
+
+import pytest
+
+from data_modules.rl_tasks import RLTasks
+from data_modules.tasks.arithmetic import Arithmetic
+from data_modules.tasks.downloads import Downloads
+from data_modules.tasks.pictures import Pictures
+from data_modules.tasks.reasoning import ReasoningGym
+from data_modules.tasks.source import HELD_OUT, TRAIN
+from moonlit.chat.messages import Image as ImagePart
+from moonlit.rl.rewards.rules import RULES
+
+SOURCES = {
+    "counting": Pictures(seed=3, family="counting", picture_side=56, first=1000),
+    "sums": Arithmetic(seed=3, largest=4, picture_fraction=0.5, picture_side=56),
+    "chain": ReasoningGym(seed=3, name="chain_sum", config={"max_terms": 2}),
+    "downloads": Downloads(seed=3, min_pages=2, max_pages=6),
+}
+
+
+def words(task) -> str:
+    return "".join(getattr(p, "text", "") for m in task.prompt for p in m.parts)
+
+
+def tasks(**changes) -> RLTasks:
+    settings = {
+        "seed": 3, "tokenizer": "embedded", "sources": SOURCES, "held_out": None,
+        "weights": {"counting": 3.0, "sums": 1.0}, "num_held_out": 4, "chance": {},
+    }  # fmt: skip
+    return RLTasks(**settings | changes)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_task_is_a_function_of_its_number(name: str):
+    one, again, other = (SOURCES[name](TRAIN, n) for n in (5, 5, 6))
+    assert (words(one), one.answer) == (words(again), again.answer)
+    pictures = [p.image.tobytes() for p in one.prompt[0].parts if isinstance(p, ImagePart)]
+    assert pictures == [
+        p.image.tobytes() for p in again.prompt[0].parts if isinstance(p, ImagePart)
+    ]
+    assert one.domain in ("perception", "reasoning", "agentic")
+    assert other is not one
+
+
+def test_sums_that_are_held_out_are_never_trained_on():
+    def seen(split: str) -> set:
+        plain = Arithmetic(seed=0, largest=6, picture_fraction=0.0, picture_side=56)
+        return {words(plain(split, n)) for n in range(400)}
+
+    assert seen(TRAIN)
+    assert seen(HELD_OUT)
+    assert not seen(TRAIN) & seen(HELD_OUT)
+
+
+def test_half_of_the_sums_are_pictures():
+    shown = Counter(SOURCES["sums"](TRAIN, n).tags["modality"] for n in range(400))
+    assert shown["picture"] == pytest.approx(200, abs=40)
+
+
+def test_the_verifier_of_reasoning_gym_knows_right_from_wrong():
+    task = SOURCES["chain"](TRAIN, 0)
+    assert RULES["reasoning_gym"](str(task.answer["entry"]["answer"]), task.answer) == 1.0
+    assert RULES["reasoning_gym"]("no idea", task.answer) < 0.1
+
+
+def test_weights_are_the_shares_of_tasks():
+    drawn = Counter(tasks().task(number).environment for number in range(400))
+    assert drawn["counting"] == pytest.approx(300, abs=35)
+    assert drawn["counting"] + drawn["exact"] == 400
+
+
+def test_held_out_tasks_come_once_over_the_ranks(monkeypatch: pytest.MonkeyPatch):
+    data = tasks(held_out=["downloads"])
+    (loader,) = data.val_dataloader()
+    assert [words(task) for task in next(iter(loader))] == [
+        words(SOURCES["downloads"](HELD_OUT, n)) for n in range(4)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"weights": {"weather": 1.0}}, "weights names"),
+        ({"weights": {"sums": 0.0}}, "want one above 0"),
+        ({"held_out": ["weather"]}, "held_out names"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change: dict, told: str):
+    with pytest.raises(ValueError, match=told):
+        tasks(**change)
+
+
+def test_an_unknown_family_or_dataset_is_named():
+    with pytest.raises(ValueError, match="family=weather"):
+        Pictures(seed=0, family="weather", picture_side=56, first=0)
+    with pytest.raises(ValueError, match="'weather'"):
+        ReasoningGym(seed=0, name="weather", config={})

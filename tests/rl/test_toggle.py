@@ -1,0 +1,125 @@
+"""Toggle and other length rules against groups whose outcome is counted by hand."""
+
+import pytest
+
+from moonlit.batch import Group, Segment, Task, Trajectory
+from moonlit.rl.length_rules import HardCap, LengthReward
+from moonlit.rl.toggle import Toggle
+
+SETTINGS = {"period": 2, "min_accuracy": 0.5, "percentile": 50.0, "estimate_iterations": 1}
+
+
+def group(*answers: tuple[float, int], kind: str = "counting", lost: int = 0) -> Group:
+    """Rewards and lengths."""
+    some = [
+        Trajectory(
+            segments=[Segment(input_ids=[1] * n, is_sampled=[True] * n,
+                              behavior_logprobs=[0.0] * n, policy_versions=[0] * n)],
+            messages=[], spans=[], stop_reason="answer", reward=reward,
+        )
+        for reward, n in answers
+    ]  # fmt: skip
+    some += [
+        Trajectory(segments=[], messages=[], spans=[], stop_reason="error", error="lost")
+        for _ in range(lost)
+    ]
+    task = Task(prompt=[], domain="d", environment=kind, answer=1)
+    return Group(task=task, trajectories=some)
+
+
+def rewards(one: Group) -> list[float]:
+    return [trajectory.reward for trajectory in one.trajectories]
+
+
+def test_budgets_are_a_percentile_of_correct_lengths_by_kind_and_stay():
+    """Correct lengths of counting: 2, 4, 10, whose median is 4; wrong ones do not count."""
+    toggle = Toggle(**SETTINGS)
+    first = [group((1.0, 2), (1.0, 10), (0.0, 90)), group((1.0, 4)), group((0.0, 7), kind="ocr")]
+
+    toggle.apply(first)
+    assert toggle.budgets == {"counting": 4.0}
+    assert rewards(first[0]) == [1.0, 1.0, 0.0]  # nothing is constrained while it measures
+
+    toggle.apply([group((1.0, 1), (1.0, 1))])
+    assert toggle.budgets == {"counting": 4.0}
+
+
+def test_phases_alternate_and_only_the_first_constrains():
+    toggle = Toggle(**SETTINGS)
+    toggle.apply([group((1.0, 4))])
+    kept = []
+    for _ in range(8):
+        some = group((1.0, 4), (1.0, 5))
+        told = toggle.apply([some])
+        kept.append((told["toggle/phase"], rewards(some)))
+
+    budget, scaling = (0.0, [1.0, 0.0]), (1.0, [1.0, 1.0])
+    assert kept == [budget, budget, scaling, scaling] * 2
+
+
+def test_a_group_below_lambda_is_left_alone():
+    toggle = Toggle(**SETTINGS)
+    toggle.apply([group((1.0, 4))])
+    weak, strong = group((1.0, 9), (0.0, 9), (0.0, 9)), group((1.0, 9), (0.0, 9))
+
+    told = toggle.apply([weak, strong])
+
+    assert rewards(weak) == [1.0, 0.0, 0.0]
+    assert rewards(strong) == [0.0, 0.0]
+    assert told["toggle/constrained_groups"] == 0.5
+    assert told["toggle/over_budget"] == 1.0
+
+
+def test_a_kind_without_a_correct_answer_is_never_constrained():
+    toggle = Toggle(**SETTINGS)
+    toggle.apply([group((1.0, 4)), group((0.0, 3), kind="ocr")])
+    later = group((1.0, 99), (1.0, 99), kind="ocr")
+    toggle.apply([later])
+    assert rewards(later) == [1.0, 1.0]
+
+
+def test_rollouts_that_were_lost_count_for_nothing():
+    toggle = Toggle(**SETTINGS)
+    toggle.apply([group((1.0, 4), lost=3)])
+    some = group((1.0, 4), lost=3)
+    toggle.apply([some])
+    assert toggle.budgets == {"counting": 4.0}
+    assert rewards(some) == [1.0, 0.0, 0.0, 0.0]  # a mean of 1 over the one that was judged
+
+
+def test_a_resume_keeps_iteration_budgets_and_half_measured_lengths():
+    settings = SETTINGS | {"estimate_iterations": 2}
+    before, after = Toggle(**settings), Toggle(**settings)
+    before.apply([group((1.0, 2))])
+
+    after.load_state_dict(before.state_dict())
+    after.apply([group((1.0, 6))])
+
+    assert after.budgets == {"counting": 4.0}
+    again = Toggle(**settings)
+    again.load_state_dict(after.state_dict())
+    assert (again.iteration, again.budgets, again.is_budget_phase) == (2, {"counting": 4.0}, True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"period": 0}, {"min_accuracy": 1.5}, {"percentile": 101.0}, {"estimate_iterations": 0}],
+)
+def test_numbers_out_of_range_are_refused(change: dict):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        Toggle(**SETTINGS | change)
+
+
+def test_a_hard_cap():
+    some = group((1.0, 4), (1.0, 5), lost=1)
+    assert HardCap(max_tokens=4).apply([some]) == {"length/over_cap": 0.5}
+    assert rewards(some)[:2] == [1.0, 0.0]
+
+
+def test_k1_5s_length_reward_by_hand():
+    some = group((1.0, 2), (1.0, 6), (0.0, 2), (0.0, 6))
+    LengthReward(weight=0.1).apply([some])
+    assert rewards(some) == pytest.approx([1.05, 0.95, 0.0, -0.05])
+    equal = group((1.0, 3), (0.0, 3))
+    LengthReward(weight=0.1).apply([equal])
+    assert rewards(equal) == [1.0, 0.0]
