@@ -1,5 +1,6 @@
-"""How the length of answers enters their rewards: rules over whole groups."""
+"""How the length of answers enters their rewards: rules over whole groups, and a control."""
 
+import random
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -36,6 +37,29 @@ class NoRule:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing."""
+
+
+class ShuffledRewards(NoRule):
+    """The control of every claim that rewards teach: each group's rewards, dealt out at random.
+
+    Args:
+        seed: of the deal.
+    """
+
+    def __init__(self, *, seed: int) -> None:
+        self.random = random.Random(seed)
+
+    def apply(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Shuffle the rewards within each group; what was earned is logged beside it."""
+        judged = [one for group in groups for one in group.trajectories if one.error is None]
+        earned = sum(one.reward for one in judged) / max(1, len(judged))
+        for group in groups:
+            some = [one for one in group.trajectories if one.error is None]
+            rewards = [one.reward for one in some]
+            self.random.shuffle(rewards)
+            for one, reward in zip(some, rewards, strict=True):
+                one.reward = reward
+        return {"length/earned_reward": earned}
 
 
 class HardCap(NoRule):
