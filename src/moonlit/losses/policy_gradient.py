@@ -195,6 +195,7 @@ def token_logprobs(
     loss_mask: Bool[Tensor, " T"],
     *,
     temperature: float = 1.0,
+    banned_ids: Sequence[int] = (),
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
     """Log-probability of every trained target, with its gradient, and the entropy there [nats].
@@ -208,6 +209,7 @@ def token_logprobs(
         target_ids: the token that follows each position.
         loss_mask: True where the target was sampled.
         temperature: what the sampler divided the logits by.
+        banned_ids: what the sampler could not draw: without them both mean the same distribution.
         chunk_tokens: rows of logits that exist at once.
 
     Raises:
@@ -220,9 +222,10 @@ def token_logprobs(
     entropy_T = torch.zeros_like(logprobs_T)
 
     def scored(hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
-        all_CV = ((hidden_CD @ weight_VD.T).to(dtype) / temperature).log_softmax(dim=-1)
-        detached_CV = all_CV.detach()
-        entropy_C = -(detached_CV.exp() * detached_CV).sum(dim=-1)
+        logits_CV = (hidden_CD @ weight_VD.T).to(dtype) / temperature
+        logits_CV[:, list(banned_ids)] = -torch.inf
+        all_CV = logits_CV.log_softmax(dim=-1)
+        entropy_C = torch.special.entr(all_CV.detach().exp()).sum(dim=-1)
         return all_CV.gather(-1, targets_C[:, None]).squeeze(-1), entropy_C
 
     for rows_C in loss_mask.nonzero().squeeze(-1).split(chunk_tokens):

@@ -25,6 +25,7 @@ from moonlit.phases.base import PhaseModule
 from moonlit.phases.held_out_rewards import HeldOutRewards
 from moonlit.rl.conversation import Conversation
 from moonlit.rl.engines.base import Engine
+from moonlit.rl.engines.native import media_ids
 from moonlit.rl.length_rules import LengthRule
 from moonlit.rl.packing import pack, trained_segments
 from moonlit.rl.rollout_manager import RolloutManager
@@ -173,6 +174,7 @@ class PolicyPhase(PhaseModule):
             batch.target_ids,
             batch.loss_mask,
             temperature=self.temperature,
+            banned_ids=sorted(media_ids(self.model.decoder_shape.media_pad_id)),
         )
         mask = batch.loss_mask
         self.sampled["log_ratio"].append(
@@ -279,7 +281,7 @@ class PolicyPhase(PhaseModule):
             )
         return total // num_ranks
 
-    def over_ranks(self, value: float, operation: str) -> float:
+    def over_ranks(self, value: int | float, operation: str) -> float:
         """Reduce a number over the ranks."""
         tensor = torch.tensor(float(value), device=self.device)
         return float(self.trainer.strategy.reduce(tensor, reduce_op=operation))
@@ -299,7 +301,7 @@ class PolicyPhase(PhaseModule):
         """Log rewards, by environment, domain and modality, lengths, staleness and errors."""
         values: dict[str, list[float]] = defaultdict(list)
 
-        def note(name: str, value: float) -> None:
+        def note(name: str, value: int | float) -> None:
             values[name].append(value)
 
         version = self.require_manager().version - 1  # the one that was trained

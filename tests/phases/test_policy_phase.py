@@ -1,0 +1,108 @@
+"""An RL phase from tasks to weights: it learns what is paid, and goes on where it stopped."""
+
+from pathlib import Path
+
+import pytest
+from lightning import Callback
+from policy_run import make_phase, run, weights_of
+
+from moonlit.phases.policy_phase import RolloutSettings
+from moonlit.rl.length_rules import NoRule
+
+
+class Opposite(NoRule):
+    """Pays for what was not to be paid."""
+
+    def apply(self, groups):
+        for one in (one for group in groups for one in group.trajectories):
+            one.reward = 1 - one.rewards["even"]
+        return {}
+
+
+def even_share(phase) -> float:
+    """What the last answers earned by the judge, whatever they were paid."""
+    some = [one.rewards["even"] for group in phase.last_groups for one in group.trajectories]
+    return sum(some) / len(some)
+
+
+def test_what_is_paid_is_learnt_and_its_opposite_too():
+    """Catches: a sign, advantages at the wrong tokens, a baseline over all groups."""
+    paid, opposite = make_phase(), make_phase(Opposite())
+    first = run(paid, max_steps=8)[0]["rl/reward_mean"]
+    run(opposite, max_steps=8)
+
+    assert 0.2 < first < 0.8
+    assert even_share(paid) > 0.9
+    assert even_share(opposite) < 0.1
+
+
+def test_on_policy_the_sampler_and_the_trainer_agree():
+    """Catches: behavior log-probs at the wrong token, and an engine with old weights."""
+    for logged in run(make_phase(), max_steps=3):
+        assert logged["rl/log_ratio_abs_mean"] < 1e-5
+        assert logged["rl/masked_fraction"] == 0
+        assert logged["rl/staleness"] == 0
+
+
+def test_the_loss_counts_sampled_tokens_only():
+    """32 answers of 4 tokens, or fewer where one ends early."""
+    phase = make_phase()
+    run(phase, max_steps=1)
+
+    rollouts = [one for group in phase.last_groups for one in group.trajectories]
+    assert len(rollouts) == 32
+    assert all(1 <= one.num_tokens <= 4 for one in rollouts)
+    assert {len(one.segments) for one in rollouts} == {1}
+
+
+def test_partial_rollouts_are_stale_by_what_is_allowed_and_still_learn():
+    logged = run(make_phase(groups_ahead=4, max_staleness=2), max_steps=10)
+    assert max(one["rl/staleness"] for one in logged) <= 2
+    assert logged[-1]["rl/reward_mean"] > logged[0]["rl/reward_mean"] + 0.3
+
+
+def test_an_iteration_can_be_several_optimizer_steps():
+    phase = make_phase(updates_per_iteration=4)
+    logged = run(phase, max_steps=8)
+    assert len(logged) == 2
+    assert phase.global_step == 8
+
+
+class SaveAt(Callback):
+    def __init__(self, step: int, path: Path) -> None:
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path):
+    """Same tasks, same answers, same weights: nothing is skipped, repeated or sampled anew."""
+    path = tmp_path / "two.ckpt"
+    whole = make_phase()
+    run(whole, max_steps=4, callbacks=[SaveAt(2, path)])
+
+    resumed = make_phase()
+    run(resumed, max_steps=4, ckpt_path=path)
+
+    first, second = whole.environment.judge.seen, resumed.environment.judge.seen
+    assert sorted(first) == list(range(32))
+    assert sorted(second) == list(range(16, 32))
+    assert set(second.values()) == {4}
+    # The sampler's batches differ in size, and with them its log-probs in the last bit.
+    ours, theirs = weights_of(resumed), weights_of(whole)
+    assert (ours - theirs).norm() < 1e-4 * theirs.norm()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"updates_per_iteration": 9}, "updates_per_iteration=9, groups_per_iteration=8"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(change: dict, told: str):
+    settings = {"group_size": 4, "groups_per_iteration": 8, "max_new_tokens": 4}
+    with pytest.raises(ValueError, match=told):
+        RolloutSettings(**settings | change)
