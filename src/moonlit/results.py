@@ -66,12 +66,26 @@ def likelihood_table(held_out: HeldOut, chance: Mapping[str, float]) -> Table:
     return table
 
 
-def next_commands(run_dir: Path) -> Panel:
-    """Name three commands that work on what the run has left."""
+NEXT_PHASE = {
+    "JointPretraining": "phase=zero_vision_sft",  # after: moonlit prepare source=zero_vision
+    "ZeroVisionSFT": "phase=visual_rl",
+    "VisualRL": "phase=joint_rl",
+}
+
+
+def next_commands(run_dir: Path, phase: str) -> Panel:
+    """Name commands that work on what the run has left.
+
+    Args:
+        run_dir: the run's folder.
+        phase: name of its class.
+    """
     checkpoint = run_dir / "checkpoints" / "last.ckpt"
     lines = [
         f"tensorboard --logdir {run_dir}",
+        f"moonlit report run={run_dir}",
         f"moonlit export ckpt={checkpoint} out={run_dir / 'released'}",
-        "moonlit train experiment=fusion_late",
     ]
+    if phase in NEXT_PHASE:
+        lines.append(f"moonlit train {NEXT_PHASE[phase]} init_from={checkpoint}")
     return Panel(escape("\n".join(lines)), title="next", title_align="left", expand=False)

@@ -63,7 +63,7 @@ def train(cfg: DictConfig) -> None:
     if run.trainer.is_global_zero:
         save_metrics(run.phase.held_out.metrics(), Path(cfg.run_dir) / "held_out.json")
         console.print(held_out_table(run.phase.held_out, run.data.chance))
-        console.print(next_commands(Path(cfg.run_dir)))
+        console.print(next_commands(Path(cfg.run_dir), type(run.phase).__name__))
 
 
 def resume_command(run_dir: str, saved_at: Path) -> str:

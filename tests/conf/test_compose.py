@@ -14,6 +14,7 @@ from moonlit.train import build, resume_command
 
 CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = [None, *sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))]
+PHASES = sorted(p.stem for p in (CONF / "phase").glob("*.yaml"))
 MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))
 OPTION_FILES = sorted(p for p in CONF.rglob("*.yaml"))
 SCALARS_ALLOWED_UPWARD = {"seed", "run_dir", "tokenizer"}
@@ -36,6 +37,20 @@ def test_every_part_of_an_experiment_can_be_built(experiment: str | None, tmp_pa
     chosen = [f"experiment={experiment}"] if experiment else []
     run = build(compose_run(*chosen, "debug=one_step", f"run_dir={tmp_path}"))
     assert run.trainer.max_steps == 1
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_every_part_of_a_phase_can_be_built(phase: str, tmp_path: Path):
+    run = build(compose_run(f"phase={phase}", "debug=one_step", f"run_dir={tmp_path}"))
+    assert run.trainer.max_steps == 1
+    assert len(run.callbacks) > 5
+
+
+@pytest.mark.parametrize("environment", ["rules", "rules_ipython", "swarm_facts"])
+def test_an_environment_is_swapped_by_name(environment: str, tmp_path: Path):
+    chosen = f"environment@phase.environment={environment}"
+    run = build(compose_run("phase=visual_rl", chosen, f"run_dir={tmp_path}"))
+    assert callable(run.phase.environment.run)
 
 
 @pytest.mark.parametrize("model", MODELS)

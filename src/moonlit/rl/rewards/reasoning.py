@@ -12,4 +12,5 @@ def reasoning_gym(answer: str, truth: dict[str, Any]) -> float:
     """
     from reasoning_gym import get_score_answer_fn
 
-    return float(get_score_answer_fn(truth["name"])(answer, truth["entry"]))
+    score: Any = get_score_answer_fn(truth["name"])
+    return float(score(answer, truth["entry"]))
