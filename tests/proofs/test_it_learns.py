@@ -1,4 +1,4 @@
-"""What ``make train`` promises: the default run learns to see, and a blind one would not."""
+"""What ``make train`` promises, on three quarters of its steps: it learns to see, not blindly."""
 
 import json
 import subprocess
@@ -12,9 +12,10 @@ MOONLIT = Path(sys.executable).with_name("moonlit")
 
 @pytest.fixture(scope="module")
 def scores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
-    """Held-out scores of the default run."""
+    """Held-out scores of the default run, 400 of its 520 steps."""
     folder = tmp_path_factory.mktemp("default_run")
     words = ["train", f"run_dir={folder}/run", f"data.data_dir={folder}/data"]
+    words += ["trainer.max_steps=400", "trainer.val_check_interval=400"]
     done = subprocess.run(
         [MOONLIT, *words], capture_output=True, text=True, timeout=1500, check=False
     )
