@@ -319,3 +319,17 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], told:
 
 def test_the_test_environment_is_an_environment():
     assert isinstance(Lengths(), Environment)
+
+
+def test_ranks_that_stopped_at_unlike_places_leave_no_gap():
+    """Rank 0 had begun all even numbers below 10, rank 1 the odd ones below 5."""
+    states = [
+        {"next_number": 10, "unfinished": [2], "version": 4},
+        {"next_number": 5, "unfinished": [], "version": 4},
+    ]
+    one = make()
+    one.load_state_dicts(states)
+    assert (list(one.redo), one.next_number) == ([2, 5, 7, 9], 10)
+    second = make(rank=1, num_ranks=2)
+    second.load_state_dicts(states)
+    assert (list(second.redo), second.next_number) == ([5, 9], 11)
