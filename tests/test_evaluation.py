@@ -73,6 +73,7 @@ def test_a_real_engine_answers_every_task():
 
     assert len(verdicts) == 6
     assert all(1 <= verdict.num_tokens <= 4 for verdict in verdicts)
+    engine.close()  # waits for its thread
     assert engine.batch.cache.num_pages_in_use == 0
 
 

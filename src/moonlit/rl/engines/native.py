@@ -142,8 +142,7 @@ class NativeEngine:
         finally:
             session.is_closed = True
             self._inbox.append(lambda: self.batch.forget(session))
-            if self._driver is None or self._driver.done():
-                self._thread.submit(self._read_inbox)
+            self._thread.submit(self._read_inbox)  # the driver may end with its loop before
 
     @property
     def num_sampled_tokens(self) -> int:
