@@ -13,6 +13,8 @@ FORBIDDEN = {  # folder -> packages it may not import
     "src/moonlit/losses": {"lightning", "moonlit.phases", "moonlit.models", "moonlit.optim"},
     "src/moonlit/optim": {"lightning", "moonlit.phases", "moonlit.models", "moonlit.losses"},
     "src/moonlit/chat": {"lightning", *(f"moonlit.{part}" for part in (*PARTS, "phases"))},
+    "src/moonlit/agents": {"lightning", "moonlit.rl", "moonlit.phases", "moonlit.losses"},
+    "src/moonlit/rl": {"lightning", "moonlit.phases", "moonlit.optim"},
     "src/moonlit/hub": {"lightning", "moonlit.phases", "moonlit.losses", "moonlit.optim"},
     "src/moonlit/phases": {"moonlit.train", "moonlit.cli"},
     "data_modules": {"callbacks", "moonlit.models", "moonlit.phases", "hydra", "omegaconf"},

@@ -5,7 +5,6 @@ import asyncio
 import pytest
 
 from data_modules.tasks.wide_facts import WideFacts, answer, open_pages, people
-from moonlit.agents.swarm.environment import SwarmEnvironment
 from moonlit.agents.swarm.orchestrator import Swarm, SwarmLimits
 from moonlit.agents.swarm.reward import ParlReward
 from moonlit.agents.swarm.scripted import OneCall
@@ -13,6 +12,7 @@ from moonlit.agents.swarm.subagent import PolicySubAgent
 from moonlit.batch import Trajectory
 from moonlit.chat.messages import Message
 from moonlit.rl.rewards.rules import RuleJudge
+from moonlit.rl.swarm_environment import SwarmEnvironment
 from tests.rl.scripted import SPECIAL, TOKENIZER, Scripted, conversation, says
 
 TASK = WideFacts(seed=0, min_people=3, max_people=3)("train", 7)

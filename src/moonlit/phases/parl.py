@@ -4,9 +4,9 @@ Source: Kimi K2.5 technical report (arXiv:2602.02276), Sec. 3. Sub-agents come f
 checkpoints; what they write is an observation, so only the orchestrator's tokens have a gradient.
 """
 
-from moonlit.agents.swarm.environment import SwarmEnvironment
 from moonlit.batch import Group
 from moonlit.phases.policy_phase import PolicyPhase
+from moonlit.rl.swarm_environment import SwarmEnvironment
 
 
 class PARL(PolicyPhase):
