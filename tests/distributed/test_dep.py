@@ -47,6 +47,13 @@ def test_muon_clip_trains_over_shards_as_on_one_process(two_ranks: Ranks):
     assert_same(ours, train(None, muon=True), rtol=1e-6)
 
 
+@pytest.mark.parametrize("zero_stage", [1, 2])
+def test_every_zero_stage_adds_several_microbatches_up(two_ranks: Ranks, zero_stage: int):
+    """Two rows a rank: catches a gradient summed over ranks once too often, or too early."""
+    ours = two_ranks(train, {"zero_stage": zero_stage}, num_ranks=2)[0]
+    assert_same(ours, alone(), rtol=1e-6)
+
+
 LAYOUTS = [
     {"recompute": "never", "zero_stage": 1},
     {"recompute": "auto", "zero_stage": 2, "dp_replicate_size": 2, "patch_budget": 10_000},

@@ -19,9 +19,9 @@ def uninterrupted() -> Outcome:
     return train(None, muon=True)
 
 
-def saved_at_three(path: Path, num_ranks: int) -> Outcome:
+def saved_at_three(path: Path, num_ranks: int, ep_size: int = 1) -> Outcome:
     saver = SaveAt(3, path)
-    return train({}, num_ranks=num_ranks, muon=True, callbacks=[saver])
+    return train({"ep_size": ep_size}, num_ranks=num_ranks, muon=True, callbacks=[saver])
 
 
 def assert_same_end(resumed: Outcome) -> None:
@@ -53,6 +53,16 @@ def test_four_ranks_save_and_two_go_on(two_ranks: Ranks, four_ranks: Ranks, tmp_
     path = tmp_path / "three.ckpt"
     four_ranks(saved_at_three, path, 4)
     assert_same_end(two_ranks(train, {}, num_ranks=2, muon=True, resume_from=str(path))[1])
+
+
+def test_experts_over_four_ranks_go_on_over_two_and_over_none(
+    two_ranks: Ranks, four_ranks: Ranks, tmp_path: Path
+):
+    path = tmp_path / "three.ckpt"
+    four_ranks(saved_at_three, path, 4, 4)
+    resume = {"num_ranks": 2, "muon": True, "resume_from": str(path)}
+    assert_same_end(two_ranks(train, {"ep_size": 2}, **resume)[1])
+    assert_same_end(two_ranks(train, {"ep_size": 1}, **resume)[0])
 
 
 def test_weights_are_read_from_shards_one_by_one(two_ranks: Ranks, tmp_path: Path):

@@ -163,6 +163,14 @@ def test_a_retry_has_a_fresh_seed_and_its_steps_count():
     assert swarm.metrics["critical_steps"] == 1 + (2 + 2) + 1
 
 
+@pytest.mark.parametrize("max_retries", [0, 1, 2])
+def test_every_attempt_that_crashed_was_a_step(max_retries: int):
+    """The others need two steps: beyond two attempts the one that crashes is the slowest."""
+    swarm = run(PARALLEL, says("x"), worker=Faulty("crash", 9), max_retries=max_retries)
+    assert swarm.children[1].metrics["lost_steps"] == max_retries + 1
+    assert swarm.metrics["critical_steps"] == 1 + max(2, max_retries + 1) + 1
+
+
 def test_what_cannot_be_is_a_tool_error():
     first = calls(creates(0), creates(0), creates(1), assigns(7, "age"), ("assign_task", "{}"))
     swarm = run(first, says("x"), max_agents=1)

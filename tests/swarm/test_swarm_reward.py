@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moonlit.agents.swarm.reward import ParlReward, r_finish, r_parallel
+from moonlit.chat.messages import Message, ToolCall
 from tests.swarm.traces import agent, orchestrator, worker
 
 REWARD = ParlReward(parallel_weight=0.1, finish_weight=0.2, annealed_by=0.5, cap=4)
@@ -25,19 +26,30 @@ def test_children_that_work_at_the_same_time_pay_up_to_the_cap():
     ("children", "wanted"),
     [
         ([], (0.0, 0.0)),  # nobody delegates
-        ([worker(0)], (0.0, 1.0)),  # a lone child is not parallel
+        ([worker(0)], (0.0, 0.0)),  # a lone child splits nothing
         ([worker(n, called_by=n) for n in range(4)], (0.0, 1.0)),  # one after another
         ([worker(n, work=0) for n in range(4)], (0.0, 0.0)),  # trivial children: no call that found
-        ([worker(n, task="read page 1") for n in range(4)], (0.0, 0.25)),  # the same task
-        ([worker(n, task="Read  PAGE 1") for n in range(2)], (0.0, 0.5)),
+        ([worker(n, task="read page 1") for n in range(4)], (0.0, 0.0)),  # the same task
+        ([worker(n, task="Read  PAGE 1" + "!" * n) for n in range(4)], (0.0, 0.0)),
+        ([worker(0), *(worker(1, task="read page 1") for _ in range(3))], (0.5, 0.5)),
         ([worker(n, task=" ") for n in range(4)], (0.0, 0.0)),  # no task
-        ([worker(n, name="w0") for n in range(4)], (0.0, 1.0)),  # one child does all
+        ([worker(n, name="w0") for n in range(4)], (0.0, 0.0)),  # one child does all
         ([worker(0), worker(1), worker(2, error="crashed")], (0.5, 2 / 3)),
         ([worker(0), worker(1), worker(2, stop_reason="turns")], (0.5, 2 / 3)),
     ],
 )
 def test_what_does_not_pay(children, wanted):
     assert parts(*children) == pytest.approx(wanted)
+
+
+def test_other_words_for_the_same_work_are_one_task():
+    """Catches: paraphrases of one task that are paid as many."""
+    some = [worker(n, task=f"please read page one, {'really ' * n}") for n in range(3)]
+    for child in some:
+        child.messages = [
+            Message(role="assistant", content="", tool_calls=[ToolCall("open", {"page": 1})])
+        ]
+    assert parts(*some) == (0.0, 0.0)
 
 
 def test_creating_without_using_pays_nothing():

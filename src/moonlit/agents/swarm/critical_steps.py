@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from moonlit.batch import Trajectory
+from moonlit.chat.messages import Message
 
 SWARM_TOOLS = ("create_subagent", "assign_task")
 LOST_STEPS = "lost_steps"
@@ -45,17 +46,20 @@ def total_steps(trajectory: Trajectory) -> int:
 
 
 def own_steps(trajectory: Trajectory) -> int:
-    """Return the actions of the rollout's own agent.
+    """Return the actions of the rollout's own agent."""
+    return sum(map(steps_of, trajectory.messages))
+
+
+def steps_of(message: Message) -> int:
+    """Return the actions of one turn.
 
     Each tool call is one, but for those that make and use a swarm: they are one together. A turn
     without a call is one.
     """
-    steps = 0
-    for message in trajectory.messages:
-        if message.role == "assistant":
-            direct = sum(call.name not in SWARM_TOOLS for call in message.tool_calls)
-            steps += direct + (direct < len(message.tool_calls) or not message.tool_calls)
-    return steps
+    if message.role != "assistant":
+        return 0
+    direct = sum(call.name not in SWARM_TOOLS for call in message.tool_calls)
+    return direct + (direct < len(message.tool_calls) or not message.tool_calls)
 
 
 def widest_stage(trajectory: Trajectory) -> list[Trajectory]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from moonlit.agents.swarm.critical_steps import steps_with_attempts
+from moonlit.agents.swarm.critical_steps import steps_of, steps_with_attempts
 from moonlit.agents.swarm.reward import did_work
 from moonlit.agents.swarm.subagent import SubAgent, attempt
 from moonlit.agents.tools import Tool, ToolOutput
@@ -79,8 +79,8 @@ class Swarm:
         self.workers, self.task, self.limits, self.seed = workers, task, limits, seed
         self.turn = num_prompt - 1
         self.system_prompts: dict[str, str] = {}
-        self.children: list[Trajectory] = []
-        self.num_assigned = 0
+        self.done: dict[int, Trajectory] = {}
+        self.num_assigned = self.own_steps = 0
         self.stage_steps: dict[int, int] = {}
 
     @property
@@ -104,6 +104,7 @@ class Swarm:
     def watch(self, message: Message) -> None:
         """Count the messages of the orchestrator's dialogue: a call belongs to the last turn."""
         self.turn += 1
+        self.own_steps += steps_of(message)
 
     async def create(self, arguments: dict[str, Any]) -> ToolOutput:
         """Register a configuration."""
@@ -140,15 +141,20 @@ class Swarm:
             timeout_s=self.limits.timeout_s,
         )
         child.agent, child.prompt, child.called_by = name, prompt, turn
-        self.children.append(child)
+        self.done[number] = child
         steps = steps_with_attempts(child)
         self.stage_steps[turn] = max(self.stage_steps.get(turn, 0), steps)
         return self.result(child)
 
     @property
+    def children(self) -> list[Trajectory]:
+        """Sub-agents' rollouts in the order of their tasks, whoever came back first."""
+        return [self.done[number] for number in sorted(self.done)]
+
+    @property
     def critical_steps(self) -> int:
-        """Critical steps of the sub-agents so far."""
-        return sum(self.stage_steps.values())
+        """Critical steps of the rollout so far."""
+        return self.own_steps + sum(self.stage_steps.values())
 
     def worker_of(self, name: str) -> SubAgent:
         """Return the kind of sub-agent that a name asks for."""

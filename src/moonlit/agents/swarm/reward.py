@@ -8,7 +8,9 @@ are ours, and none of them pays for children that did no work of their own.
 Source: technical report (arXiv:2602.02276), Sec. 3.
 """
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from moonlit.agents.swarm.critical_steps import widest_stage
@@ -16,6 +18,7 @@ from moonlit.batch import Trajectory
 
 WORK = "num_useful_calls"
 """Metric of a sub-agent's rollout: tool calls that returned something."""
+WORDS = re.compile(r"[^\W_]+")
 
 
 def r_parallel(trajectory: Trajectory, *, cap: int) -> float:
@@ -31,14 +34,16 @@ def r_parallel(trajectory: Trajectory, *, cap: int) -> float:
 
 
 def r_finish(trajectory: Trajectory) -> float:
-    """Share of the assigned tasks that were finished with work; 0 where none was assigned.
+    """Share of the assigned tasks that were finished with work, by two sub-agents at least.
 
-    A task that was given twice is finished once, and still assigned twice.
+    A task that was given twice is finished once, and still assigned twice. One child that does
+    everything splits nothing, and earns nothing.
     Source: Sec. 3 names the sub-agents' finish rate; what counts as finished is ours.
     """
     children = trajectory.children
     finished = [child for child in distinct(children) if did_work(child)]
-    return len(finished) / len(children) if children else 0.0
+    is_split = len({child.agent for child in finished}) > 1
+    return len(finished) / len(children) if is_split else 0.0
 
 
 def did_work(child: Trajectory) -> bool:
@@ -48,13 +53,28 @@ def did_work(child: Trajectory) -> bool:
 
 
 def distinct(children: Sequence[Trajectory]) -> list[Trajectory]:
-    """Return the first of those that were given the same task; an empty task is none."""
-    first: dict[str, Trajectory] = {}
+    """Return the first of those that were given the same task, or made the same calls for it.
+
+    Only letters and digits tell tasks apart; a task without any is none.
+    """
+    tasks: set[str] = set()
+    works: set[tuple[str, ...]] = set()
+    first = []
     for child in children:
-        task = " ".join(task_of(child).split()).casefold()
-        if task:
-            first.setdefault(task, child)
-    return list(first.values())
+        task = " ".join(WORDS.findall(task_of(child).casefold()))
+        work = tuple(sorted(calls_of(child)))
+        if task and task not in tasks and (not work or work not in works):
+            first.append(child)
+        tasks.add(task)
+        works.add(work)
+    return first
+
+
+def calls_of(child: Trajectory) -> Iterator[str]:
+    """Yield the tool calls of a sub-agent as text."""
+    for message in child.messages:
+        for call in message.tool_calls:
+            yield f"{call.name} {json.dumps(call.arguments, sort_keys=True)}"
 
 
 def task_of(child: Trajectory) -> str:

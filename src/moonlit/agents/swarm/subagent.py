@@ -93,6 +93,8 @@ async def attempt(
             break
         if retry < max_retries:
             lost_steps += max(1, own_steps(last))  # a crash has cost at least the step it died in
+    if own_steps(last) == 0:  # nothing is left of the last attempt either
+        lost_steps += 1
     last.metrics[LOST_STEPS] = float(lost_steps)
     last.metrics["num_retries"] = float(retry)
     return last
