@@ -130,9 +130,9 @@ def whole(tensor: Tensor) -> Tensor:
 
 def strategy(**changes: Any) -> DEPStrategy:
     settings: dict[str, Any] = {
-        "pp_size": 1, "dp_replicate_size": 1, "dp_shard_size": None, "ep_size": 1,
-        "zero_stage": 3, "encoder": "decoupled", "recompute": "always", "patch_budget": 20,
-        "overlap": True, "process_group_backend": None, "timeout_s": 150.0,
+        "pp_size": 1, "stages_per_rank": 1, "dp_replicate_size": 1, "dp_shard_size": None,
+        "ep_size": 1, "zero_stage": 3, "encoder": "decoupled", "recompute": "always",
+        "patch_budget": 20, "overlap": True, "process_group_backend": None, "timeout_s": 150.0,
         "run_dir": "unused",
     }  # fmt: skip
     return DEPStrategy(**settings | changes)

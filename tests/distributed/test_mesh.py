@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 from micro_run import micro_model
-from parallel_run import strategy
 from ranks import Ranks
 
 from moonlit.distributed.mesh import MeshSizes, ProcessMesh, check_devices
@@ -43,8 +42,23 @@ def test_experts_and_layers_that_cannot_be_split_are_refused():
         sizes(8, ep=8).check_model(shape)
     with pytest.raises(ValueError, match=r"3 experts evenly .*\[1, 3\]"):
         sizes(8, ep=2).check_model(replace(shape, num_experts=3))
-    with pytest.raises(ValueError, match=r"pp_size=4 needs a layer .* 2 layers: use at most"):
-        sizes(8, pp=4).check_model(shape)
+
+
+@pytest.mark.parametrize(
+    ("pp", "stages_per_rank", "said"),
+    [
+        (4, 1, r"pp_size=4 x stages_per_rank=1 = 4 stages .* has 2 layers: use at most pp_size=2"),
+        (2, 3, r"pp_size=2 x stages_per_rank=3 = 6 .* 2 layers: use at most stages_per_rank=1"),
+        (1, 2, r"stages_per_rank=2 needs a pipeline, but strategy.pp_size is 1: set it to 2"),
+        (2, 0, r"strategy.stages_per_rank must be at least 1, got 0"),
+    ],
+)
+def test_pipelines_that_have_a_stage_without_a_layer_are_refused(
+    pp: int, stages_per_rank: int, said: str
+):
+    shape = micro_model().decoder_shape  # 2 layers
+    with pytest.raises(ValueError, match=said):
+        sizes(8, pp=pp).check_model(shape, stages_per_rank=stages_per_rank)
 
 
 def test_mixed_devices_and_nccl_without_gpus_are_refused():
@@ -89,8 +103,3 @@ def test_replicas_add_a_second_axis_to_the_sharding(four_ranks: Ranks):
         ("dp_replicate", "fsdp"),
         ("dp_replicate", "dp_shard"),
     )
-
-
-def test_a_pipeline_is_refused_until_there_is_one():
-    with pytest.raises(ValueError, match="pp_size=2: the backbone cannot be run as a pipeline yet"):
-        strategy(pp_size=2)

@@ -58,6 +58,22 @@ class Backbone:
     def before(self, number: int, num_microbatches: int) -> None:
         """Prepare for a microbatch."""
 
+    def encoded(self, batch: PackedBatch) -> Tensor | None:
+        """Return a row's vision features [M, D], outside of any training step."""
+        return None if batch.media is None else self.model.encode_media(batch.media)
+
+    @torch.no_grad()
+    def evaluate(self, batch: PackedBatch) -> DecoderOutput | None:
+        """Return the output of one row; None where another rank has it."""
+        with at("the backbone, validation"):
+            return self.model(
+                batch.input_ids, batch.position_ids, batch.cu_seqlens, self.encoded(batch)
+            )
+
+    def from_last_stage(self, value: Tensor) -> Tensor:
+        """Return, on all ranks of a pipeline, the value of the one that ``evaluate`` answers."""
+        return value
+
 
 class ShardedBackbone(Backbone):
     """The same over FSDP2 shards.
@@ -80,6 +96,11 @@ class ShardedBackbone(Backbone):
         if not isinstance(root, FSDPModule):
             raise TypeError("ShardedBackbone needs a model that fully_shard has seen")
         is_last = number == num_microbatches - 1
-        root.set_is_last_backward(is_last)
-        root.set_reshard_after_backward(is_last or self.zero_stage == 3)
-        root.set_requires_gradient_sync(is_last or self.zero_stage > 1)
+        prepare_backward(root, is_last=is_last, zero_stage=self.zero_stage)
+
+
+def prepare_backward(root: FSDPModule, *, is_last: bool, zero_stage: int) -> None:
+    """Tell shards when to sum gradients and when to let go of the weights."""
+    root.set_is_last_backward(is_last)
+    root.set_reshard_after_backward(is_last or zero_stage == 3)
+    root.set_requires_gradient_sync(is_last or zero_stage > 1)

@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from moonlit.batch import PackedBatch
-from moonlit.distributed.backbone import LossSum, ShardedBackbone
+from moonlit.distributed.backbone import Backbone, LossSum, ShardedBackbone
 from moonlit.distributed.decoupled_encoder import DecoupledEncoder, check_recompute
 from moonlit.distributed.encoder_process import InlineEncoder, ReplicatedInlineEncoder
 from moonlit.distributed.launcher import (
@@ -38,6 +38,7 @@ from moonlit.distributed.launcher import (
 )
 from moonlit.distributed.look_ahead import LookAhead
 from moonlit.distributed.mesh import MeshSizes, ProcessMesh, check_devices
+from moonlit.distributed.pipeline import PipelineBackbone
 from moonlit.distributed.sharded_checkpoint import (
     ShardedWriter,
     load_sharded,
@@ -47,6 +48,7 @@ from moonlit.distributed.sharding import require_equal, shard
 from moonlit.distributed.whereabouts import WHEREABOUTS, at
 from moonlit.models.kimi import Kimi
 from moonlit.models.shapes import DecoderShape
+from moonlit.models.stages import DecoderStage, cut_layers, keep_layers
 
 ENCODERS = ("decoupled", "inline")
 ZERO_STAGES = (1, 2, 3)
@@ -57,7 +59,8 @@ class DEPStrategy(ModelParallelStrategy):
     """Lays the processes out on a mesh, shards the backbone, decouples the encoder.
 
     Args:
-        pp_size: pipeline stages; only 1 can be run so far.
+        pp_size: ranks that a pipeline's stages lie on.
+        stages_per_rank: of the pipeline; above 1 they are interleaved: less waiting, more traffic.
         dp_replicate_size: copies of the sharded model.
         dp_shard_size: FSDP2 shards beside ``ep``; None: what the other sizes leave.
         ep_size: ranks that experts are dealt out to.
@@ -81,6 +84,7 @@ class DEPStrategy(ModelParallelStrategy):
         self,
         *,
         pp_size: int,
+        stages_per_rank: int,
         dp_replicate_size: int,
         dp_shard_size: int | None,
         ep_size: int,
@@ -99,11 +103,6 @@ class DEPStrategy(ModelParallelStrategy):
             raise ValueError(
                 f"strategy.zero_stage must be one of {list(ZERO_STAGES)}, got {zero_stage}"
             )
-        if pp_size > 1:
-            raise ValueError(
-                f"strategy.pp_size={pp_size}: the backbone cannot be run as a pipeline yet; use 1, "
-                "and strategy.dp_shard_size or strategy.ep_size to spread the model"
-            )
         check_recompute(recompute, patch_budget)
         super().__init__(
             data_parallel_size=1,
@@ -111,8 +110,10 @@ class DEPStrategy(ModelParallelStrategy):
             process_group_backend=process_group_backend,
             timeout=timedelta(seconds=2 * timeout_s),  # the watch below is first, and says more
         )
-        self.pp_size, self.dp_replicate_size = pp_size, dp_replicate_size
+        self.pp_size, self.stages_per_rank = pp_size, stages_per_rank
+        self.dp_replicate_size = dp_replicate_size
         self.dp_shard_size, self.ep_size = dp_shard_size, ep_size
+        self.stages: list[DecoderStage] = []
         self.zero_stage, self.encoder = zero_stage, encoder
         self.recompute, self.patch_budget, self.overlap = recompute, patch_budget, overlap
         self.look_ahead: LookAhead | None = None
@@ -137,7 +138,7 @@ class DEPStrategy(ModelParallelStrategy):
             ValueError: with the sum that does not work, and a suggestion.
         """
         check_devices(list(self.parallel_devices or []), self._get_process_group_backend())
-        self.sizes.check_model(shape)
+        self.sizes.check_model(shape, stages_per_rank=self.stages_per_rank)
 
     # What a phase and its data ask for.
 
@@ -156,7 +157,7 @@ class DEPStrategy(ModelParallelStrategy):
         if model.vision_shape is None:
             return InlineEncoder(model)
         if self.encoder == "inline":
-            return ReplicatedInlineEncoder(model, self.mesh.group("data"))
+            return ReplicatedInlineEncoder(model, self.mesh.group("world"))
         self.decoupled = DecoupledEncoder(
             model,
             group=self.mesh.group("world"),
@@ -178,8 +179,13 @@ class DEPStrategy(ModelParallelStrategy):
 
     def backbone_process(
         self, model: Kimi, *, loss: LossSum, backward: Callable[[Tensor], None]
-    ) -> ShardedBackbone:
+    ) -> Backbone:
         """Return how this rank runs the backbone."""
+        if self.stages:
+            group = self.mesh.group("pp")
+            return PipelineBackbone(
+                model, self.stages, group, loss=loss, zero_stage=self.zero_stage
+            )
         return ShardedBackbone(model, loss=loss, backward=backward, zero_stage=self.zero_stage)
 
     # Lightning's hooks, in the order in which it calls them.
@@ -221,11 +227,18 @@ class DEPStrategy(ModelParallelStrategy):
     def setup(self, trainer: lightning.Trainer) -> None:
         """Shard the model that the phase has built, then let Lightning make the optimizer."""
         phase: Any = self.lightning_module
-        if not isinstance(phase.model, FSDPModule):
+        if not any(isinstance(module, FSDPModule) for module in phase.model.modules()):
             phase.model.to(self.root_device)
             require_equal(phase.model)
-            shard(phase.model, self.mesh, zero_stage=self.zero_stage)
+            if self.pp_size > 1:
+                self.stages = keep_layers(phase.model, self.layers(phase.model.decoder_shape))
+            shard(phase.model, self.mesh, zero_stage=self.zero_stage, stages=self.stages)
         super().setup(trainer)
+
+    def layers(self, shape: DecoderShape) -> list[range]:
+        """Return the layers of this rank's pipeline stages."""
+        cut = cut_layers(shape.num_layers, self.pp_size * self.stages_per_rank)
+        return cut[self.mesh.rank("pp") :: self.pp_size]
 
     @override
     def process_dataloader(self, dataloader: object) -> object:

@@ -68,8 +68,12 @@ class MeshSizes:
         """Ranks that read different rows."""
         return self.dp_replicate * self.dp_shard * self.ep
 
-    def check_model(self, shape: DecoderShape) -> None:
+    def check_model(self, shape: DecoderShape, *, stages_per_rank: int = 1) -> None:
         """Refuse a model that cannot be laid out so.
+
+        Args:
+            shape: of the model.
+            stages_per_rank: of the pipeline.
 
         Raises:
             ValueError: for experts that cannot be dealt out evenly, or layers that cannot be split.
@@ -81,11 +85,30 @@ class MeshSizes:
                 f"experts evenly ({shape.num_experts} / {self.ep} = "
                 f"{shape.num_experts / self.ep:.4g} a rank): use one of {fitting}"
             )
-        if shape.num_layers < self.pp:
-            raise ValueError(
-                f"strategy.pp_size={self.pp} needs a layer for each stage, but the model has "
-                f"{shape.num_layers} layers: use at most pp_size={shape.num_layers}"
-            )
+        check_stages(shape.num_layers, self.pp, stages_per_rank)
+
+
+def check_stages(num_layers: int, pp: int, stages_per_rank: int) -> None:
+    """Refuse a pipeline with more stages than layers.
+
+    Raises:
+        ValueError: with the sum that does not work, and a suggestion.
+    """
+    if stages_per_rank < 1:
+        raise ValueError(f"strategy.stages_per_rank must be at least 1, got {stages_per_rank}")
+    if pp == 1 and stages_per_rank > 1:
+        raise ValueError(
+            f"strategy.stages_per_rank={stages_per_rank} needs a pipeline, but strategy.pp_size is "
+            "1: set it to 2 or more, or stages_per_rank to 1"
+        )
+    if num_layers < pp * stages_per_rank:
+        fewer = (
+            f"stages_per_rank={num_layers // pp}" if num_layers >= pp else f"pp_size={num_layers}"
+        )
+        raise ValueError(
+            f"strategy.pp_size={pp} x stages_per_rank={stages_per_rank} = {pp * stages_per_rank} "
+            f"stages need a layer each, but the model has {num_layers} layers: use at most {fewer}"
+        )
 
 
 def suggestion(world_size: int, others: int) -> str:

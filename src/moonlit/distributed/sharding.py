@@ -3,6 +3,8 @@
 Gradients are summed over ranks, not averaged: a phase divides by the global token count itself.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -12,9 +14,12 @@ from moonlit.distributed.encoder_process import encoder_parts
 from moonlit.distributed.expert_parallel import shard_experts
 from moonlit.distributed.mesh import ProcessMesh
 from moonlit.models.kimi import Kimi
+from moonlit.models.stages import DecoderStage
 
 
-def shard(model: Kimi, mesh: ProcessMesh, *, zero_stage: int) -> None:
+def shard(
+    model: Kimi, mesh: ProcessMesh, *, zero_stage: int, stages: Sequence[DecoderStage] = ()
+) -> None:
     """Shard every decoder layer as a unit, and embedding, head and final norm as one more.
 
     The last unit stays whole from a forward to its backward, so that a loss may use the head's
@@ -22,17 +27,21 @@ def shard(model: Kimi, mesh: ProcessMesh, *, zero_stage: int) -> None:
     is left, ``dp_shard``.
 
     Args:
-        model: the same on every rank; in place.
+        model: the same on every rank of a pipeline stage; in place.
         mesh: of the run.
         zero_stage: see ``ShardedBackbone``.
+        stages: what runs in the model's stead: each is sharded as a model is.
     """
     reshard = zero_stage == 3
     shard_experts(model, mesh, reshard_after_forward=reshard)
     for layer in model.language_model.model.layers:
         fully_shard(layer, mesh=mesh.fsdp_mesh, reshard_after_forward=reshard)
     replicated = {p for part in encoder_parts(model) for p in part.parameters()}
-    fully_shard(model, mesh=mesh.fsdp_mesh, reshard_after_forward=False, ignored_params=replicated)
-    for module in model.modules():
+    for root in stages or [model]:
+        fully_shard(
+            root, mesh=mesh.fsdp_mesh, reshard_after_forward=False, ignored_params=replicated
+        )
+    for module in (m for root in (model, *stages) for m in root.modules()):
         if isinstance(module, FSDPModule):
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)

@@ -31,6 +31,10 @@ class Whereabouts:
         finally:
             self.places.pop()
 
+    def move(self, place: str) -> None:
+        """Be at another place for what is left of the innermost block."""
+        self.places[-1] = (place, time.monotonic())
+
     def watch(self, *, rank: int, timeout_s: float) -> None:
         """Start to watch this process from a thread of its own."""
         self.rank = rank

@@ -80,25 +80,39 @@ class Kimi(nn.Module):
             ValueError: if features and placeholder tokens differ in number, or the boundaries do
                 not fit the row.
         """
-        is_vision = input_ids == self.decoder_shape.media_pad_id
-        segments = Segments.from_cu_seqlens(cu_seqlens, len(input_ids))
-        row = PackedRow(
-            segments=segments,
-            rotation=decoder_rotation(position_ids, self.decoder_shape),
-            modality=is_vision.long(),
-            cached=None if cache is None else CachedRow.reserve(cache, segments),
-        )
+        row = packed_row(input_ids, position_ids, cu_seqlens, self.decoder_shape, cache)
         decoder = self.language_model.model
         embedded = decoder.embed_tokens(input_ids)
-        embedded = place_features(embedded, features, is_vision)
+        embedded = place_features(embedded, features, row.modality.bool())
         output = decoder(embedded, row)
         if cache is not None:
-            cache.advance(segments)
+            cache.advance(row.segments)
         return output
 
     def logits(self, hidden: Float[Tensor, "T D"]) -> Float[Tensor, "T V"]:
         """Scores of the next token."""
         return self.language_model.lm_head(hidden)
+
+
+def packed_row(
+    input_ids: Int[Tensor, " T"],
+    position_ids: Int[Tensor, " T"],
+    cu_seqlens: Int[Tensor, " S_plus_1"],
+    shape: DecoderShape,
+    cache: LatentCache | None = None,
+) -> PackedRow:
+    """Return what every layer needs to know of a row; with a cache, room in it is reserved.
+
+    Raises:
+        ValueError: if the boundaries do not fit the row.
+    """
+    segments = Segments.from_cu_seqlens(cu_seqlens, len(input_ids))
+    return PackedRow(
+        segments=segments,
+        rotation=decoder_rotation(position_ids, shape),
+        modality=(input_ids == shape.media_pad_id).long(),
+        cached=None if cache is None else CachedRow.reserve(cache, segments),
+    )
 
 
 def place_features(

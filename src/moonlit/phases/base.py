@@ -106,6 +106,15 @@ class PhaseModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Ask the strategy how encoder and backbone run; by default here, one after the other."""
+        self.find_processes()
+
+    def on_validation_start(self) -> None:
+        """Ask it too where nothing is trained."""
+        if not hasattr(self, "backbone"):
+            self.find_processes()
+
+    def find_processes(self) -> None:
+        """Take encoder and backbone from the strategy."""
         strategy = self.trainer.strategy
         encoder_process = getattr(strategy, "encoder_process", InlineEncoder)
         backbone_process = getattr(strategy, "backbone_process", Backbone)
@@ -128,23 +137,26 @@ class PhaseModule(LightningModule):
     @torch.no_grad()
     def validation_step(self, batch: PackedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score one packed row of the held-out set that the data module names."""
-        features = None if batch.media is None else self.model.encode_media(batch.media)
-        with at("the backbone, validation"):
-            output = self.model(batch.input_ids, batch.position_ids, batch.cu_seqlens, features)
+        data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        name = data.held_out_names[dataloader_idx]
+        output = self.backbone.evaluate(batch)
+        if output is None:
+            self.held_out.expect(name)
+            return
         logprobs, is_top1 = token_scores(
             output.hidden_TD,
             self.model.language_model.lm_head.weight,
             batch.target_ids,
             batch.loss_mask,
         )
-        data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        name = data.held_out_names[dataloader_idx]
         self.held_out.add(name, logprobs, is_top1, batch.loss_mask, batch.cu_seqlens)
 
     def on_validation_epoch_end(self) -> None:
         """Log ``held_out/NAME/{nll_per_token,accuracy}`` over the rows of all ranks."""
         self.held_out_step = self.global_step
-        self.held_out.sum_over_ranks(lambda sums: self.global_sum(sums.to(self.device)))
+        self.held_out.sum_over_ranks(
+            lambda sums: self.backbone.from_last_stage(self.global_sum(sums.to(self.device)))
+        )
         self.log_dict(self.held_out.metrics())
 
     def per_token(self, loss_sum: Tensor, num_tokens: Tensor) -> Tensor:

@@ -45,6 +45,10 @@ class HeldOut:
         """Forget everything: a new pass begins."""
         self.scores.clear()
 
+    def expect(self, name: str) -> None:
+        """Take part in a set of which another rank of the pipeline scores the rows."""
+        self.scores.setdefault(name, Score())
+
     def add(
         self,
         name: str,
