@@ -41,16 +41,16 @@ def step_rows(step: int) -> list[PackedBatch]:
 class StepRows(LightningDataModule):
     """Rank r of R takes rows r, r + R, ... of each step."""
 
-    def __init__(self, text_only: bool = False) -> None:
+    def __init__(self, text_only: bool = False, num_rows: int = 4) -> None:
         super().__init__()
-        self.text_only, self.next_step = text_only, 0
+        self.text_only, self.num_rows, self.next_step = text_only, num_rows, 0
 
     def train_dataloader(self) -> Any:
         strategy: Any = self.trainer.strategy
         rank = getattr(strategy, "data_parallel_rank", 0)
         size = getattr(strategy, "data_parallel_size", 1)
         steps = range(self.next_step, NUM_STEPS)
-        return Rows(steps, rank, size, self.text_only)
+        return Rows(steps, slice(rank, self.num_rows, size), self.text_only)
 
     def state_dict(self) -> dict[str, int]:
         return {"next_step": self.trainer.global_step}
@@ -62,15 +62,15 @@ class StepRows(LightningDataModule):
 class Rows:
     is_planned = True
 
-    def __init__(self, steps: range, rank: int, size: int, text_only: bool) -> None:
-        self.steps, self.rank, self.size, self.text_only = steps, rank, size, text_only
+    def __init__(self, steps: range, mine: slice, text_only: bool) -> None:
+        self.steps, self.mine, self.text_only = steps, mine, text_only
 
     def __len__(self) -> int:
         return NUM_STEPS
 
     def __iter__(self) -> Iterator[list[PackedBatch]]:
         for step in self.steps:
-            yield step_rows(1 if self.text_only else step)[self.rank :: self.size]
+            yield step_rows(1 if self.text_only else step)[self.mine]
 
 
 @dataclass
@@ -146,6 +146,7 @@ def train(
     num_ranks: int = 1,
     max_steps: int = NUM_STEPS,
     text_only: bool = False,
+    num_rows: int = 4,
     muon: bool = False,
     callbacks: list[Callback] | None = None,
     resume_from: str | None = None,
@@ -165,5 +166,5 @@ def train(
         enable_model_summary=False, use_distributed_sampler=False,
         callbacks=[record, *(callbacks or [])],
     )  # fmt: skip
-    trainer.fit(module, datamodule=StepRows(text_only), ckpt_path=resume_from)
+    trainer.fit(module, datamodule=StepRows(text_only, num_rows), ckpt_path=resume_from)
     return record.outcome

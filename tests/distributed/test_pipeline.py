@@ -2,17 +2,21 @@
 
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning import seed_everything
 from micro_run import micro_model
-from parallel_run import Outcome, train
+from parallel_run import Outcome, SaveAt, train
 from ranks import Ranks
-from test_dep import assert_same
+from test_dep import PARTS, assert_same
 
+from moonlit.distributed.checkpoint import stored_model
+from moonlit.distributed.pipeline import portions
 from moonlit.models.kimi import Kimi
+from moonlit.models.stages import cut_layers
 
 
 def deep_model(dtype: torch.dtype, num_layers: int = 5) -> Kimi:
@@ -45,9 +49,93 @@ def merged(outcomes: list[Outcome]) -> Outcome:
     return union
 
 
+TWO = {"pp_size": 2}
+INTERLEAVED = {"pp_size": 2, "stages_per_rank": 2}
+
+
 @pytest.mark.parametrize("encoder", ["decoupled", "inline"])
-@pytest.mark.parametrize("stages_per_rank", [1, 2])
-def test_two_stages_train_as_one_process_does(two_ranks: Ranks, stages_per_rank: int, encoder: str):
-    layout = {"pp_size": 2, "stages_per_rank": stages_per_rank, "encoder": encoder}
-    ours = merged(two_ranks(pipelined, layout, num_ranks=2))
+@pytest.mark.parametrize("layout", [TWO, INTERLEAVED], ids=str)
+def test_two_stages_train_as_one_process_does(two_ranks: Ranks, layout: dict, encoder: str):
+    """Four rows; a step without media; catches features or balance losses lost between stages."""
+    ours = merged(two_ranks(pipelined, layout | {"encoder": encoder}, num_ranks=2))
     assert_same(ours, alone(), rtol=1e-6)  # float64, but the routers' scores are float32
+
+
+@pytest.mark.parametrize("num_rows", [1, 3])
+@pytest.mark.parametrize("layout", [TWO, INTERLEAVED | {"zero_stage": 1}], ids=str)
+def test_any_number_of_microbatches_can_pass(two_ranks: Ranks, layout: dict, num_rows: int):
+    """Fewer than stages, and not a multiple: catches gradients that a second pass forgets."""
+    ours = merged(two_ranks(pipelined, layout, num_ranks=2, num_rows=num_rows))
+    assert_same(ours, alone(num_rows=num_rows), rtol=1e-6)
+
+
+@pytest.mark.parametrize("trains", PARTS.values(), ids=PARTS.keys())
+@pytest.mark.parametrize("encoder", ["decoupled", "inline"])
+def test_frozen_parts_stay(two_ranks: Ranks, trains: tuple, encoder: str):
+    layout = INTERLEAVED | {"encoder": encoder}
+    ours = merged(two_ranks(pipelined, layout, num_ranks=2, phase={"trains": trains}))
+    assert {name.split(".")[1] for name in ours.gradients} == set(trains)
+    theirs = pipelined(None, phase={"trains": trains})
+    assert_same(ours, theirs, rtol=1e-6)
+
+
+def test_float32_gradients_are_those_of_one_process(two_ranks: Ranks):
+    settings: dict[str, Any] = {"dtype": torch.float32, "max_steps": 1}
+    ours = merged(two_ranks(pipelined, INTERLEAVED, num_ranks=2, **settings))
+    theirs = alone(**settings)
+    assert set(ours.gradients) == set(theirs.gradients)
+    for name, expected in theirs.gradients.items():
+        error = (ours.gradients[name] - expected).norm() / expected.norm()
+        assert error < 1e-5, f"{name}: {error:.1e}"
+
+
+FOUR = [
+    {"pp_size": 2, "dp_shard_size": 2, "zero_stage": 2},
+    {"pp_size": 2, "ep_size": 2, "stages_per_rank": 2, "encoder": "inline"},
+    {"pp_size": 2, "ep_size": 2, "zero_stage": 1, "recompute": "never"},
+    {"pp_size": 2, "dp_replicate_size": 2, "stages_per_rank": 2, "recompute": "auto"},
+    {"pp_size": 4, "zero_stage": 1},
+]
+
+
+@pytest.mark.parametrize("layout", FOUR, ids=str)
+def test_four_ranks_train_as_one_process_does(four_ranks: Ranks, layout: dict[str, Any]):
+    """With MuonClip, clipping every head: catches maxima and loads of too few or too many ranks."""
+    ours = merged(four_ranks(pipelined, layout, num_ranks=4, muon=True))
+    assert_same(ours, alone(muon=True), rtol=1e-6)
+
+
+def saved_at_three(layout: dict[str, Any], path: Path) -> Outcome:
+    return pipelined(layout, num_ranks=2, muon=True, callbacks=[SaveAt(3, path)])
+
+
+@pytest.mark.parametrize(
+    ("written", "read"), [(INTERLEAVED, {}), ({}, TWO), (TWO, INTERLEAVED)], ids=str
+)
+def test_other_pipelines_go_on_with_a_checkpoint(
+    two_ranks: Ranks, tmp_path: Path, written: dict, read: dict
+):
+    path = tmp_path / "three.ckpt"
+    two_ranks(saved_at_three, written, path)
+    resume = {"num_ranks": 2, "muon": True, "resume_from": str(path)}
+    ours = merged(two_ranks(pipelined, read, **resume))
+
+    theirs = alone(muon=True)
+    torch.testing.assert_close(
+        torch.tensor(ours.metrics), torch.tensor(theirs.metrics[3:]), rtol=1e-6, atol=0
+    )
+    assert set(ours.weights) == set(theirs.weights)
+    for name, expected in theirs.weights.items():
+        torch.testing.assert_close(ours.weights[name], expected, rtol=1e-5, atol=1e-5, msg=name)
+    model, weights = stored_model(path)
+    assert set(weights) == set(model.state_dict())
+
+
+def test_layers_are_cut_evenly_and_microbatches_into_passes():
+    assert cut_layers(61, 8) == [
+        range(0, 7), range(7, 15), range(15, 22), range(22, 30), range(30, 38), range(38, 45),
+        range(45, 53), range(53, 61),
+    ]  # fmt: skip
+    assert portions(11, 4) == [range(0, 8), range(8, 11)]
+    assert portions(8, 4) == [range(0, 8)]
+    assert portions(3, 4) == [range(0, 3)]
