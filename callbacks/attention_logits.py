@@ -28,9 +28,9 @@ class AttentionLogits(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Read the maxima of this step before the optimizer forgets them."""
-        maxima = [b for name, b in pl_module.named_buffers() if name.endswith("max_logits_H")]
-        largest = trainer.strategy.reduce(torch.stack(maxima).max(), reduce_op="max")
-        pl_module.log("attention/max_logit", largest)
+        maxima = list(of_all_stages(trainer, measured(pl_module)).values())
+        largest = torch.stack(maxima).max().to(pl_module.device)
+        pl_module.log("attention/max_logit", trainer.strategy.reduce(largest, reduce_op="max"))
 
     def on_train_batch_end(
         self,
@@ -44,7 +44,8 @@ class AttentionLogits(Callback):
         clipped_LH = getattr(trainer.optimizers[0], "clipped_heads", None)
         if clipped_LH is None:
             return
-        clipped_LH = clipped_LH.cpu()
+        by_layer = dict(zip(measured(trainer.lightning_module), clipped_LH.cpu(), strict=True))
+        clipped_LH = torch.stack(list(of_all_stages(trainer, by_layer).values()))
         before_LH = self.ever_clipped_LH
         ever_LH = clipped_LH if before_LH is None else before_LH | clipped_LH
         self.ever_clipped_LH = ever_LH
@@ -58,3 +59,13 @@ class AttentionLogits(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting."""
         self.ever_clipped_LH = state_dict["ever_clipped"]
+
+
+def measured(phase: LightningModule) -> dict[str, Tensor]:
+    """Return every layer's maxima by name."""
+    return {name: b for name, b in phase.named_buffers() if name.endswith("max_logits_H")}
+
+
+def of_all_stages(trainer: Trainer, by_layer: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the values of all layers, wherever in a pipeline they lie."""
+    return getattr(trainer.strategy, "over_stages", dict)(by_layer)

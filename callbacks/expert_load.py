@@ -32,10 +32,11 @@ class ExpertLoad(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Read the step's load before the phase forgets it."""
-        loads = [b for name, b in pl_module.named_buffers() if name.endswith(LOAD)]
+        loads = {name: b for name, b in pl_module.named_buffers() if name.endswith(LOAD)}
+        loads = getattr(trainer.strategy, "over_stages", dict)(loads)
         if not loads:
             return
-        load_LME = torch.stack(loads).double()
+        load_LME = torch.stack(list(loads.values())).double()
         for layer, load_ME in enumerate(load_LME):
             pl_module.log_dict(layer_metrics(f"moe/layer_{layer}", load_ME))
         every = self.picture_every_n_steps

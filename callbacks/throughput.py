@@ -56,7 +56,8 @@ class Throughput(Callback):
         """Log this step's speed."""
         self.step_ended_s = time.perf_counter()
         step_s = self.step_ended_s - self.step_began_s + self.data_wait_s
-        tokens_per_s = sum(row.num_tokens for row in batch) / step_s
+        sharing = getattr(trainer.strategy, "pp_size", 1)  # ranks of a pipeline read the same rows
+        tokens_per_s = sum(row.num_tokens for row in batch) / step_s / sharing
         pl_module.log("perf/tokens_per_s_per_gpu", tokens_per_s, prog_bar=True)
         pl_module.log("perf/step_s", step_s)
         pl_module.log("perf/data_wait_fraction", self.data_wait_s / step_s)

@@ -104,15 +104,18 @@ def build(cfg: DictConfig) -> Run:
         strategy=instantiate(cfg.strategy),
         callbacks=list(callbacks.values()),
     )
+    phase = instantiate(
+        cfg.phase,
+        build_model=partial(initialised, build_model, cfg.init_from),
+        build_optimizer=optim.optimizer,
+        schedule=optim.schedule,
+    )
     if isinstance(trainer.strategy, DEPStrategy):
-        trainer.strategy.check_layout(build_model.keywords["decoder"])
+        trainer.strategy.check_layout(
+            build_model.keywords["decoder"], samples=phase.samples_from_whole_model
+        )
     return Run(
-        phase=instantiate(
-            cfg.phase,
-            build_model=partial(initialised, build_model, cfg.init_from),
-            build_optimizer=optim.optimizer,
-            schedule=optim.schedule,
-        ),
+        phase=phase,
         data=instantiate(cfg.data),
         trainer=trainer,
         callbacks=dict(callbacks),

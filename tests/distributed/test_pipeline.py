@@ -7,16 +7,23 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import seed_everything
-from micro_run import micro_model
-from parallel_run import Outcome, SaveAt, train
+from lightning import Trainer, seed_everything
+from micro_run import micro_model, micro_settings
+from parallel_run import Outcome, SaveAt, StepRows, step_rows, strategy, train
 from ranks import Ranks
 from test_dep import PARTS, assert_same
+from torch.utils.data import DataLoader
 
+from callbacks.attention_logits import AttentionLogits
+from callbacks.expert_load import ExpertLoad
+from callbacks.gradient_norms import GradientNorms
+from moonlit.batch import PackedMedia
 from moonlit.distributed.checkpoint import stored_model
 from moonlit.distributed.pipeline import portions
 from moonlit.models.kimi import Kimi
 from moonlit.models.stages import cut_layers
+from moonlit.optim.muon_clip import MuonClip
+from moonlit.phases.joint_pretraining import JointPretraining
 
 
 def deep_model(dtype: torch.dtype, num_layers: int = 5) -> Kimi:
@@ -129,6 +136,55 @@ def test_other_pipelines_go_on_with_a_checkpoint(
         torch.testing.assert_close(ours.weights[name], expected, rtol=1e-5, atol=1e-5, msg=name)
     model, weights = stored_model(path)
     assert set(weights) == set(model.state_dict())
+
+
+class HeldOutRows(StepRows):
+    held_out_names = ("noise",)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader([step_rows(0)[0]], batch_size=None)
+
+
+def watched(layout: dict[str, Any] | None) -> tuple[dict[str, float], dict[str, float], list[int]]:
+    """Train with watchers; then score a held-out row and continue one of its documents."""
+    muon_clip = partial(MuonClip, lr=0.01, weight_decay=0.1, qk_clip_threshold=0.01)
+    build_model = partial(deep_model, torch.float64)
+    phase = JointPretraining(**micro_settings(build_model=build_model, build_optimizer=muon_clip))
+    trainer = Trainer(
+        accelerator="cpu", devices=2 if layout else 1, max_steps=2, logger=False,
+        strategy=strategy(**layout) if layout else "auto", enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        limit_val_batches=1, check_val_every_n_epoch=None, val_check_interval=100,
+        callbacks=[ExpertLoad(picture_every_n_steps=0), AttentionLogits(), GradientNorms()],
+    )  # fmt: skip
+    trainer.fit(phase, datamodule=HeldOutRows())
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    trainer.validate(phase, datamodule=HeldOutRows(), verbose=False)
+    row = step_rows(0)[0]
+    assert row.media is not None
+    media = PackedMedia(pixel_values=row.media.pixel_values[:8], grid_thw=row.media.grid_thw[:1])
+    answer = phase.greedy_answer(row.input_ids[:9], media, max_new_tokens=5, stop_ids={1})
+    return logged, phase.held_out.metrics() | {"flops": phase.flops_per_token}, answer
+
+
+def test_what_is_watched_and_scored_is_that_of_the_whole_model(two_ranks: Ranks):
+    """Catches: metrics of the first stage's layers alone, a score that one rank knows."""
+    logged, scores, answer = watched(None)
+    assert len([name for name in logged if name.endswith("/max_violation")]) == 4
+    assert len(answer) == 5
+
+    for ours in two_ranks(watched, INTERLEAVED):
+        assert set(ours[0]) == set(logged)
+        assert ours[0] == pytest.approx(logged, rel=1e-5)
+        assert ours[1] == pytest.approx(scores, rel=1e-6)
+        assert ours[2] == answer
+
+
+def test_a_pipeline_cannot_sample_from_the_whole_model():
+    trainer: Any = Trainer(accelerator="cpu", devices=2, strategy=strategy(**TWO), logger=False)
+    trainer.strategy.check_layout(micro_model().decoder_shape)
+    with pytest.raises(ValueError, match="pp_size=2: this phase samples from a copy of the whole"):
+        trainer.strategy.check_layout(micro_model().decoder_shape, samples=True)
 
 
 def test_layers_are_cut_evenly_and_microbatches_into_passes():

@@ -3,15 +3,17 @@
 Axes: T tokens of a microbatch, M its merged vision tokens, D model width.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from moonlit.batch import PackedBatch
+from moonlit.batch import PackedBatch, PackedMedia
 from moonlit.distributed.whereabouts import at
 from moonlit.models.decoder import DecoderOutput
+from moonlit.models.decoding import greedy
 from moonlit.models.kimi import Kimi
 
 LossSum = Callable[[DecoderOutput, PackedBatch], Tensor]
@@ -68,6 +70,26 @@ class Backbone:
         with at("the backbone, validation"):
             return self.model(
                 batch.input_ids, batch.position_ids, batch.cu_seqlens, self.encoded(batch)
+            )
+
+    def greedy(
+        self,
+        input_ids: Int[Tensor, " T"],
+        media: PackedMedia | None,
+        *,
+        max_new_tokens: int,
+        stop_ids: Collection[int],
+        banned_ids: Collection[int],
+    ) -> list[int]:
+        """Return the most likely continuation of a prompt, decoded through the latent cache."""
+        with at("the backbone, decoding"):
+            return greedy(
+                self.model,
+                input_ids,
+                None if media is None else self.model.encode_media(media),
+                max_new_tokens=max_new_tokens,
+                stop_ids=stop_ids,
+                banned_ids=banned_ids,
             )
 
     def from_last_stage(self, value: Tensor) -> Tensor:

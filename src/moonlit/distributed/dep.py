@@ -131,14 +131,24 @@ class DEPStrategy(ModelParallelStrategy):
             ep=self.ep_size,
         )
 
-    def check_layout(self, shape: DecoderShape) -> None:
+    def check_layout(self, shape: DecoderShape, *, samples: bool = False) -> None:
         """Refuse a layout that cannot work, before any process is started.
+
+        Args:
+            shape: of the decoder.
+            samples: whether every rank samples from the whole model, as RL does.
 
         Raises:
             ValueError: with the sum that does not work, and a suggestion.
         """
         check_devices(list(self.parallel_devices or []), self._get_process_group_backend())
         self.sizes.check_model(shape, stages_per_rank=self.stages_per_rank)
+        if samples and self.pp_size > 1:
+            raise ValueError(
+                f"strategy.pp_size={self.pp_size}: this phase samples from a copy of the whole "
+                "model, and a pipeline's ranks have a part of it each: use pp_size=1, and "
+                "dp_shard_size or ep_size to spread the model"
+            )
 
     # What a phase and its data ask for.
 
@@ -151,6 +161,16 @@ class DEPStrategy(ModelParallelStrategy):
     def data_parallel_rank(self) -> int:
         """This process' place among those that read different rows."""
         return self.mesh.data_parallel_rank
+
+    def over_stages(self, named: dict[str, Any]) -> dict[str, Any]:
+        """Return what every stage of the pipeline has by name, in the order of the layers."""
+        if self.pp_size == 1:
+            return named
+        parts: list[Any] = [None] * self.pp_size
+        mine = {name: value.cpu() for name, value in named.items()}
+        dist.all_gather_object(parts, mine, group=self.mesh.group("pp"))
+        union = {name: value for part in parts for name, value in part.items()}
+        return dict(sorted(union.items(), key=lambda item: numbers_in(item[0])))
 
     def encoder_process(self, model: Kimi) -> DecoupledEncoder | InlineEncoder:
         """Return how this rank takes part in encoding."""
@@ -231,9 +251,18 @@ class DEPStrategy(ModelParallelStrategy):
             phase.model.to(self.root_device)
             require_equal(phase.model)
             if self.pp_size > 1:
+                self.check_precision(trainer)
                 self.stages = keep_layers(phase.model, self.layers(phase.model.decoder_shape))
             shard(phase.model, self.mesh, zero_stage=self.zero_stage, stages=self.stages)
         super().setup(trainer)
+
+    def check_precision(self, trainer: lightning.Trainer) -> None:
+        """Refuse to scale losses where the schedule goes backward, not Lightning."""
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            raise ValueError(
+                f"trainer.precision={trainer.precision} scales the loss, which a pipeline "
+                "(strategy.pp_size above 1) does not: use bf16-mixed, bf16-true or 32-true"
+            )
 
     def layers(self, shape: DecoderShape) -> list[range]:
         """Return the layers of this rank's pipeline stages."""
@@ -339,3 +368,8 @@ class DEPStrategy(ModelParallelStrategy):
         """Finish what is being written."""
         self.finish_saving()
         super().teardown()
+
+
+def numbers_in(name: str) -> list[int]:
+    """Return the numbers in a parameter's name: what its layer is sorted by."""
+    return [int(part) for part in name.split(".") if part.isdigit()]

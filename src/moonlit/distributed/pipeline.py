@@ -10,7 +10,7 @@ Source: Kimi K2, arXiv:2507.20534, Sec. 2.4.2 (interleaved 1F1B, no tensor paral
 Axes: T tokens of a microbatch, C tokens on the wire, M merged vision tokens, D model width.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B
 
-from moonlit.batch import PackedBatch
+from moonlit.batch import PackedBatch, PackedMedia
 from moonlit.distributed.backbone import Backbone, LossSum, prepare_backward
 from moonlit.distributed.whereabouts import WHEREABOUTS, at
 from moonlit.models.decoder import DecoderOutput
+from moonlit.models.decoding import evaluation_mode
 from moonlit.models.kimi import Kimi
 from moonlit.models.stages import DecoderStage
 
@@ -88,19 +89,59 @@ class PipelineBackbone(Backbone):
             self.pass_through(numbers)
         return self.from_last_stage(torch.stack([x.to(self.exact) for x in losses]).sum())
 
-    @torch.no_grad()
     def evaluate(self, batch: PackedBatch) -> DecoderOutput | None:
         """Return the output of one row, on the last stage's rank."""
+        return self.output_of(batch, (self.encoded(row) for row in [batch]))
+
+    @torch.no_grad()
+    def output_of(
+        self, batch: PackedBatch, features: Iterator[Tensor | None]
+    ) -> DecoderOutput | None:
+        """Pass one row through all stages; the first of them asks for its features."""
         outputs: list[DecoderOutput] = []
 
         def keep(output: DecoderOutput, batch: PackedBatch) -> Tensor:
             outputs.append(output)
             return output.load_balance_loss
 
-        encoded = (self.encoded(row) for row in [batch])  # where the first stage asks for it
-        self.microbatches, self.features, self.at_the_end = [batch], encoded, keep
+        self.microbatches, self.features, self.at_the_end = [batch], features, keep
         self.pass_through(range(1), backward=False)
         return outputs[0] if outputs else None
+
+    @torch.no_grad()
+    def greedy(
+        self,
+        input_ids: Int[Tensor, " T"],
+        media: PackedMedia | None,
+        *,
+        max_new_tokens: int,
+        stop_ids: Collection[int],
+        banned_ids: Collection[int],
+    ) -> list[int]:
+        """Return the most likely continuation of a prompt, without a cache: for a few short ones.
+
+        Every token is a pass of the whole row through all stages.
+        """
+        row, continuation = one_document(input_ids, media), []
+        self.make_room(len(input_ids) + max_new_tokens)
+        features = self.encoded(row) if self.stages[0].is_first else None
+        with evaluation_mode(self.model):
+            while len(continuation) < max_new_tokens:
+                output = self.output_of(row, iter([features]))
+                token = self.from_last_stage(self.likeliest(output, banned_ids))
+                continuation.append(int(token))
+                if continuation[-1] in stop_ids:
+                    break
+                row = one_document(torch.cat([row.input_ids, token[None]]), media)
+        return continuation
+
+    def likeliest(self, output: DecoderOutput | None, banned_ids: Collection[int]) -> Tensor:
+        """Return the next token of a row; anything where another rank knows it."""
+        if output is None:
+            return torch.zeros((), dtype=torch.int64, device=self.device)
+        logits_V = self.model.logits(output.hidden_TD[-1:])[0]
+        logits_V[sorted(banned_ids)] = -torch.inf
+        return logits_V.argmax()
 
     def pass_through(self, numbers: range, *, backward: bool = True) -> None:
         """Run some neighbouring microbatches through all stages."""
@@ -114,13 +155,16 @@ class PipelineBackbone(Backbone):
 
     def schedule(self, num_microbatches: int) -> Schedule:
         """Return torch's schedule for so many microbatches, no longer than the capacity."""
-        longest = max(batch.num_tokens for batch in self.microbatches)
-        if longest > self.capacity:
-            self.capacity = longest
-            self.schedules.clear()
+        self.make_room(max(batch.num_tokens for batch in self.microbatches))
         if num_microbatches not in self.schedules:
             self.schedules[num_microbatches] = self.new_schedule(num_microbatches)
         return self.schedules[num_microbatches]
+
+    def make_room(self, num_tokens: int) -> None:
+        """Let rows of so many tokens pass; schedules for shorter ones are laid out anew."""
+        if num_tokens > self.capacity:
+            self.capacity = num_tokens
+            self.schedules.clear()
 
     def new_schedule(self, num_microbatches: int) -> Schedule:
         """Lay out a schedule, with buffers for what will arrive."""
@@ -228,6 +272,19 @@ class StageOnTheWire(nn.Module):
         if not stage.is_last:
             hidden_TD = F.pad(hidden_TD, (0, 0, 0, backbone.capacity - batch.num_tokens))
         return hidden_TD, balance_so_far.to(backbone.exact)
+
+
+def one_document(input_ids: Int[Tensor, " T"], media: PackedMedia | None) -> PackedBatch:
+    """Return a row that teaches nothing."""
+    positions = torch.arange(len(input_ids), device=input_ids.device)
+    return PackedBatch(
+        input_ids=input_ids,
+        target_ids=input_ids,
+        position_ids=positions,
+        cu_seqlens=torch.tensor([0, len(input_ids)], device=input_ids.device),
+        loss_mask=torch.zeros_like(input_ids, dtype=torch.bool),
+        media=media,
+    )
 
 
 def portions(num_microbatches: int, num_ranks: int) -> list[range]:

@@ -25,11 +25,9 @@ from moonlit.batch import PackedBatch, PackedMedia
 from moonlit.distributed.backbone import Backbone
 from moonlit.distributed.encoder_process import InlineEncoder
 from moonlit.distributed.gradients import clip_grad_norm_
-from moonlit.distributed.whereabouts import at
 from moonlit.losses.language_modeling import token_scores
 from moonlit.models.accounting import forward_flops_per_token
 from moonlit.models.decoder import DecoderOutput
-from moonlit.models.decoding import greedy
 from moonlit.models.kimi import Kimi
 from moonlit.models.moe.router import Router
 from moonlit.phases.guard import StepGuard
@@ -52,9 +50,13 @@ class PhaseModule(LightningModule):
         guard: judges every optimizer step.
     """
 
+    samples_from_whole_model = False
+    """Whether every rank keeps a copy of the whole model to sample from."""
     loss_name = "train/nll_per_token"
     """What the loss of a step is logged as."""
     model: Kimi
+    flops_per_token: float
+    """Forward and backward of one text token, without the scores of attention [FLOP]."""
     vision: InlineEncoder
     backbone: Backbone
 
@@ -97,6 +99,7 @@ class PhaseModule(LightningModule):
         if "model" in self._modules:
             return
         self.model = self.build_model()
+        self.flops_per_token = 3 * forward_flops_per_token(self.model, num_positions=0)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name.split(".", 1)[0] in self.trains)
 
@@ -227,26 +230,17 @@ class PhaseModule(LightningModule):
         max_new_tokens: int,
         stop_ids: set[int],
     ) -> list[int]:
-        """Return the model's most likely continuation, decoded through the latent cache.
+        """Return the model's most likely continuation; every rank has to ask for it.
 
         The placeholder of vision tokens is banned: the model cannot invent a picture.
         """
-        media = move_data_to_device(media, self.device)
-        features = None if media is None else self.model.encode_media(media)
-        with at("the backbone, decoding"):
-            return greedy(
-                self.model,
-                input_ids.to(self.device),
-                features,
-                max_new_tokens=max_new_tokens,
-                stop_ids=stop_ids,
-                banned_ids={self.model.decoder_shape.media_pad_id},
-            )
-
-    @property
-    def flops_per_token(self) -> float:
-        """Forward and backward of one text token, without the scores of attention [FLOP]."""
-        return 3 * forward_flops_per_token(self.model, num_positions=0)
+        return self.backbone.greedy(
+            input_ids.to(self.device),
+            move_data_to_device(media, self.device),
+            max_new_tokens=max_new_tokens,
+            stop_ids=stop_ids,
+            banned_ids={self.model.decoder_shape.media_pad_id},
+        )
 
     def global_sum(self, value: Tensor) -> Tensor:
         """Sum over the ranks that read different rows, in float32 (float64 where given)."""

@@ -99,6 +99,7 @@ class PolicyPhase(PhaseModule):
         step: as ``PhaseModule`` says.
     """
 
+    samples_from_whole_model = True
     loss_name = "rl/loss_per_token"
     held_out: HeldOutRewards  # pyright: ignore[reportIncompatibleVariableOverride]
 
