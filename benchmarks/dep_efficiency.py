@@ -207,8 +207,9 @@ class Bench:
         return float(seconds)
 
 
-def encoder_flops(shape: EncoderShape, pictures: list[list[int]], model_width: int) -> float:
+def encoder_flops(encoder: str, pictures: list[list[int]]) -> float:
     """Return the FLOPs of encoding and projecting all pictures once, forward."""
+    shape, model_width = ENCODERS[encoder], TINY["decoder"]["model_width"]
     width, merged = shape.width, shape.width * shape.merge**2
     per_patch = 2 * 3 * shape.patch_size**2 * width
     per_layer = 2 * (4 * width**2 + 2 * width * shape.mlp_width)
@@ -309,43 +310,50 @@ def run(pp: int, args: Any) -> tuple[list[dict], dict, float]:
     return [results for _, results, _, _ in answers], alone, flops_per_token
 
 
+COLUMNS = (
+    "side", "pictures", "median s", "min - max s", "efficiency", "min - max", "arithmetic limit",
+    "measured limit", "max / mean rank", "sent MiB", "peak MiB",
+)  # fmt: skip
+
+
 def report(pp: int, args: Any) -> None:
     """Measure one layout and print its table."""
     ranks, alone, flops_per_token = run(pp, args)
     text_flops = 3 * flops_per_token * NUM_ROWS * ROW_TOKENS
-    text = ranks[0]["text", "-"]
-    print(
-        f"\n{args.processes} processes, pp {pp}; encoder `{args.encoder}`; {args.rounds} rounds\n"
-    )
-    print(
-        "| side | pictures | median s | min - max s | efficiency | min - max | arithmetic limit | "
-        "measured limit | max / mean rank | sent MiB | peak MiB |"
-    )
-    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    text_s = times_of(ranks, ("text", "-"), args.clock)
+    layout = f"{args.processes} processes, pp {pp}; encoder `{args.encoder}`"
+    print(f"\n{layout}; {args.rounds} rounds; {args.clock} clock\n")
+    print(f"| {' | '.join(COLUMNS)} |\n| --- | --- |{' ---: |' * (len(COLUMNS) - 2)}")
     for side, name in ranks[0]:
-        mine_s = times[side, name]
+        mine_s = times_of(ranks, (side, name), args.clock)
         ratios = [text / mine for text, mine in zip(text_s, mine_s, strict=True)]
-        busy = [statistics.median(rank[side, name].cpu_s) for rank in ranks]
-        limits = ["-", "-"]
+        measured = [rank[side, name] for rank in ranks]
+        busy = [statistics.median(one.cpu_s) for one in measured]
+        limits = ("-", "-")
         if side != "text":
-            pictures = EVEN if name == "even" else SKEWED
             forwards = 2 if side == "decoupled" else 1
-            flops = encoder_flops(ENCODERS[args.encoder], pictures, TINY["decoder"]["model_width"])
-            limit = text_flops / (text_flops + (forwards + 2) * flops)
+            flops = (forwards + 2) * encoder_flops(args.encoder, EVEN if name == "even" else SKEWED)
             median_s = statistics.median(text_s)
-            limits = [
-                f"{limit:.1%}",
+            limits = (
+                f"{text_flops / (text_flops + flops):.1%}",
                 f"{median_s / (median_s + alone[name, forwards]):.1%}",
-            ]
-        print(
-            f"| {side} | {name} | {statistics.median(mine_s):.3f} | "
-            f"{min(mine_s):.3f} - {max(mine_s):.3f} | {statistics.median(ratios):.1%} | "
-            f"{min(ratios):.1%} - {max(ratios):.1%} | {limits[0]} | {limits[1]} | "
-            f"{max(busy) / statistics.mean(busy):.2f} | "
-            f"{sum(rank[side, name].sent_bytes for rank in ranks) / 2**20:.1f} | "
-            f"{max(rank[side, name].grown_bytes for rank in ranks) / 2**20:.0f} |",
-            flush=True,
-        )
+            )
+        cells = (
+            side, name, f"{statistics.median(mine_s):.3f}",
+            f"{min(mine_s):.3f} - {max(mine_s):.3f}", f"{statistics.median(ratios):.1%}",
+            f"{min(ratios):.1%} - {max(ratios):.1%}", *limits,
+            f"{max(busy) / statistics.mean(busy):.2f}",
+            f"{sum(one.sent_bytes for one in measured) / 2**20:.1f}",
+            f"{max(one.grown_bytes for one in measured) / 2**20:.0f}",
+        )  # fmt: skip
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def times_of(ranks: list[dict], case: tuple[str, str], clock: str) -> list[float]:
+    """Return a step's seconds in every round."""
+    if clock == "wall":
+        return ranks[0][case].wall_s
+    return [max(of_round) for of_round in zip(*(rank[case].cpu_s for rank in ranks), strict=True)]
 
 
 def main() -> None:
