@@ -70,7 +70,8 @@ class Rows:
 
     def __iter__(self) -> Iterator[list[PackedBatch]]:
         for step in self.steps:
-            yield step_rows(1 if self.text_only else step)[self.mine]
+            rows = step_rows(1 if self.text_only else step)
+            yield (rows + rows[:1])[self.mine]
 
 
 @dataclass
@@ -80,6 +81,17 @@ class Outcome:
     gradients: dict[str, Tensor] = field(default_factory=dict)
     metrics: list[tuple[float, float]] = field(default_factory=list)
     weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+def merged(outcomes: list[Outcome]) -> Outcome:
+    """Every rank has the weights of its own stages; what several have must agree."""
+    union = Outcome(metrics=outcomes[0].metrics)
+    for one in outcomes:
+        assert one.metrics == union.metrics
+        for ours, theirs in ((one.gradients, union.gradients), (one.weights, union.weights)):
+            for name, tensor in ours.items():
+                assert torch.equal(theirs.setdefault(name, tensor), tensor), name
+    return union
 
 
 class Record(Callback):

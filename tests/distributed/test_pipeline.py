@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning import Trainer, seed_everything
 from micro_run import micro_model, micro_settings
-from parallel_run import Outcome, SaveAt, StepRows, step_rows, strategy, train
+from parallel_run import Outcome, SaveAt, StepRows, merged, step_rows, strategy, train
 from ranks import Ranks
 from test_dep import PARTS, assert_same
 from torch.utils.data import DataLoader
@@ -45,17 +45,6 @@ def alone(**settings: Any) -> Outcome:
     return pipelined(None, **settings)
 
 
-def merged(outcomes: list[Outcome]) -> Outcome:
-    """Every rank has the weights of its own stages; what several have must agree."""
-    union = Outcome(metrics=outcomes[0].metrics)
-    for one in outcomes:
-        assert one.metrics == union.metrics
-        for ours, theirs in ((one.gradients, union.gradients), (one.weights, union.weights)):
-            for name, tensor in ours.items():
-                assert torch.equal(theirs.setdefault(name, tensor), tensor), name
-    return union
-
-
 TWO = {"pp_size": 2}
 INTERLEAVED = {"pp_size": 2, "stages_per_rank": 2}
 
@@ -68,10 +57,13 @@ def test_two_stages_train_as_one_process_does(two_ranks: Ranks, layout: dict, en
     assert_same(ours, alone(), rtol=1e-6)  # float64, but the routers' scores are float32
 
 
-@pytest.mark.parametrize("num_rows", [1, 3])
+@pytest.mark.parametrize("num_rows", [1, 3, 5])
 @pytest.mark.parametrize("layout", [TWO, INTERLEAVED | {"zero_stage": 1}], ids=str)
 def test_any_number_of_microbatches_can_pass(two_ranks: Ranks, layout: dict, num_rows: int):
-    """Fewer than stages, and not a multiple: catches gradients that a second pass forgets."""
+    """Fewer than stages, and not a multiple; five interleaved ones are two passes.
+
+    Catches gradients that the second pass forgets.
+    """
     ours = merged(two_ranks(pipelined, layout, num_ranks=2, num_rows=num_rows))
     assert_same(ours, alone(num_rows=num_rows), rtol=1e-6)
 
@@ -192,6 +184,17 @@ def test_layers_are_cut_evenly_and_microbatches_into_passes():
         range(0, 7), range(7, 15), range(15, 22), range(22, 30), range(30, 38), range(38, 45),
         range(45, 53), range(53, 61),
     ]  # fmt: skip
-    assert portions(11, 4) == [range(0, 8), range(8, 11)]
-    assert portions(8, 4) == [range(0, 8)]
-    assert portions(3, 4) == [range(0, 3)]
+    assert portions(11, 4, 2) == [range(0, 8), range(8, 11)]
+    assert portions(10, 4, 2) == [range(0, 10)]  # two rounds of five
+    assert portions(3, 4, 2) == [range(0, 3)]
+    assert portions(11, 4, 1) == [range(0, 11)]
+
+
+def test_a_pipeline_does_not_scale_losses():
+    trainer: Any = Trainer(
+        accelerator="cpu", devices=2, strategy=strategy(**TWO), precision="bf16-mixed", logger=False
+    )
+    trainer.strategy.check_precision(trainer)
+    trainer.precision_plugin.scaler = object()  # what 16-mixed has
+    with pytest.raises(ValueError, match="scales the loss, which a pipeline"):
+        trainer.strategy.check_precision(trainer)

@@ -1,17 +1,24 @@
 """Shards are whole or absent, go on under any other layout, and are exported as they lie."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from lightning import seed_everything
 from micro_run import fit, micro_model
-from parallel_run import Outcome, SaveAt, train
+from parallel_run import Outcome, SaveAt, merged, train
 from ranks import Ranks
 
 from callbacks.checkpoints import Checkpoints
+from moonlit.chat.tokenizer import Tokenizer
+from moonlit.cli import export
 from moonlit.distributed.checkpoint import load_weights, stored_model, weights_of
 from moonlit.distributed.sharded_checkpoint import ShardedWriter, is_sharded, load_sharded
+from moonlit.hub.reader import load_released
+from moonlit.models.kimi import Kimi
 
 
 @cache
@@ -76,6 +83,41 @@ def test_weights_are_read_from_shards_one_by_one(two_ranks: Ranks, tmp_path: Pat
     load_weights(start, path)
     for name, tensor in start.state_dict().items():
         torch.testing.assert_close(tensor, weights[name].to(tensor.dtype), rtol=0, atol=0)
+
+
+def model_of_embedded_words() -> Kimi:
+    """The micro model with the embedded tokenizer's ids, which an export demands."""
+    micro = micro_model()
+    special = Tokenizer.embedded().special
+    shape = replace(micro.decoder_shape, vocab_size=2304, media_pad_id=special.media_pad_id)
+    seed_everything(0, verbose=False)
+    return Kimi(decoder=shape, vision=micro.vision_shape)
+
+
+def saved_after_one_step(layout: dict[str, int], path: Path) -> Outcome:
+    return train(
+        layout, num_ranks=2, max_steps=1, text_only=True, callbacks=[SaveAt(1, path)],
+        phase={"build_model": model_of_embedded_words}, dtype=torch.float32,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", [{"ep_size": 2}, {"pp_size": 2}], ids=str)
+def test_a_folder_of_shards_is_exported_as_the_release_wants_it(
+    two_ranks: Ranks, tmp_path: Path, layout: dict[str, int]
+):
+    """The command as it is: catches a share of experts, or a stage's layers, left out."""
+    path, out = tmp_path / "one.ckpt", tmp_path / "released"
+    trained = merged(two_ranks(saved_after_one_step, layout, path))
+
+    with initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base="1.3"):
+        export(compose("export", overrides=[f"ckpt={path}", f"out={out}", "dtype=float32"]))
+
+    start = model_of_embedded_words()
+    model = model_of_embedded_words()
+    load_released(model, out)
+    assert not torch.equal(model.language_model.lm_head.weight, start.language_model.lm_head.weight)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, trained.weights[f"model.{name}"]), name
 
 
 def write(path: Path, tensor: torch.Tensor) -> None:

@@ -85,7 +85,7 @@ class PipelineBackbone(Backbone):
             return normalise(loss)
 
         self.microbatches, self.features, self.at_the_end = microbatches, iter(features), loss_of
-        for numbers in portions(len(microbatches), self.group.size()):
+        for numbers in portions(len(microbatches), self.group.size(), len(self.stages)):
             self.pass_through(numbers)
         return self.from_last_stage(torch.stack([x.to(self.exact) for x in losses]).sum())
 
@@ -287,11 +287,16 @@ def one_document(input_ids: Int[Tensor, " T"], media: PackedMedia | None) -> Pac
     )
 
 
-def portions(num_microbatches: int, num_ranks: int) -> list[range]:
-    """Cut a step into passes that a schedule can take: whole rounds of the ranks, then the rest."""
-    whole = num_microbatches // num_ranks * num_ranks
-    cuts = [range(whole), range(whole, num_microbatches)]
-    return [numbers for numbers in cuts if numbers]
+def portions(num_microbatches: int, num_ranks: int, stages_per_rank: int) -> list[range]:
+    """Cut a step into passes that a schedule can take: one, or whole rounds and what is left.
+
+    Interleaved stages take their turns in rounds of equally many microbatches.
+    """
+    num_rounds = max(1, num_microbatches // num_ranks)
+    if stages_per_rank == 1 or num_microbatches % num_rounds == 0:
+        return [range(num_microbatches)]
+    whole = num_rounds * num_ranks
+    return [range(whole), range(whole, num_microbatches)]
 
 
 def backward_is_the_schedules(loss: Tensor) -> None:

@@ -210,6 +210,7 @@ class PolicyPhase(PhaseModule):
 
     def on_validation_start(self) -> None:
         """Make them where nothing is trained."""
+        super().on_validation_start()
         if self.manager is None:
             self.start_rollouts()
 
