@@ -4,6 +4,7 @@ Source: technical report (arXiv:2602.02276), App. D: a core agent loop with plug
 and prompt variation; every agent task is a coroutine, and may start others.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from moonlit.batch import Task, Trajectory
@@ -23,6 +24,31 @@ class Judge(Protocol):
         Raises:
             VerifierError: if it cannot tell.
         """
+        ...
+
+
+@runtime_checkable
+class GroupJudge(Protocol):
+    """Measures the rollouts of a group against each other, once each has been judged alone."""
+
+    async def judge_group(
+        self, task: Task, trajectories: Sequence[Trajectory], *, step: int, seed: int
+    ) -> None:
+        """Add to every rollout's reward, or name the ``error`` that kept it from being judged.
+
+        Args:
+            task: of the group.
+            trajectories: the group's; those with an ``error`` are lost already.
+            step: version of the policy.
+            seed: of all that is drawn.
+
+        Raises:
+            VerifierError: if it can tell of none.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of what it holds."""
         ...
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
-from moonlit.agents.environment import Environment
+from moonlit.agents.environment import Environment, GroupJudge
 from moonlit.batch import Group, PackedBatch, Task
 from moonlit.chat.messages import Image, VideoChunk
 from moonlit.losses.policy_gradient import PolicyObjective, token_logprobs
@@ -95,6 +95,7 @@ class PolicyPhase(PhaseModule):
         rollouts: how many answers, and how.
         length_rule: what length does to rewards.
         normalise_advantages: divide by the group's deviation, as GRPO does and K2.5 does not.
+        group_judge: compares the answers of a group, on top of the environment's rewards.
         reset_optimizer: forget the optimizer's state after each iteration, as k1.5 does.
         step: as ``PhaseModule`` says.
     """
@@ -112,10 +113,11 @@ class PolicyPhase(PhaseModule):
         length_rule: LengthRule,
         normalise_advantages: bool,
         reset_optimizer: bool,
+        group_judge: GroupJudge | None = None,
         **step: Any,
     ) -> None:
         super().__init__(**step)
-        self.objective, self.environment = objective, environment
+        self.objective, self.environment, self.group_judge = objective, environment, group_judge
         self.build_engine, self.rollouts, self.length_rule = build_engine, rollouts, length_rule
         self.normalise_advantages, self.reset_optimizer = normalise_advantages, reset_optimizer
         self.held_out = HeldOutRewards()
@@ -232,6 +234,7 @@ class PolicyPhase(PhaseModule):
         self.manager = RolloutManager(
             task_of=data.task,
             environment=self.environment,
+            group_judge=self.group_judge,
             policy=policy,
             group_size=settings.group_size,
             num_ahead=self.share(settings.groups_ahead),

@@ -9,6 +9,7 @@
 | counting | 1 - relative absolute difference | ``counting`` | Sec. 4.4.2; the map is ours |
 | wide_search | item F1 over names with their values | ``pairs`` | WideSearch; form ours |
 | reasoning_gym | the dataset's own verifier | ``reasoning`` | rule-based outcome |
+| any, on top | pairwise scores by a language model | ``grm/`` | Sec. 4.4.2; form ours |
 | all others | 1 if the answer is the truth, else 0 | ``exact`` | rule-based outcome |
 
 Sections are those of the technical report (arXiv:2602.02276). An answer that cannot be read earns
