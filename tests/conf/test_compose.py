@@ -53,6 +53,20 @@ def test_an_environment_is_swapped_by_name(environment: str, tmp_path: Path):
     assert callable(run.phase.environment.run)
 
 
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        ["rewards@phase.environment.judge=format"],
+        ["ptx@data.ptx=dialogues", "phase.ptx_coef=0.1"],
+        ["+phase.environment.caps.tokens.counting=8", "phase.environment.caps.penalty=0.5"],
+        ["+phase.rollouts.final_temperature=0.5", "phase.reset_optimizer=true"],
+    ],
+)
+def test_options_of_reinforcement_learning_compose(chosen: list[str], tmp_path: Path):
+    run = build(compose_run("phase=joint_rl", *chosen, f"run_dir={tmp_path}"))
+    assert callable(run.phase.environment.run)
+
+
 JUDGES = {
     "endpoint": ["model.base_url=http://127.0.0.1:9/v1", "model.model=referee"],
     "frozen": [f"model.ckpt={CONF / 'train.yaml'}"],

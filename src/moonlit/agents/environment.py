@@ -4,6 +4,7 @@ Source: technical report (arXiv:2602.02276), App. D: a core agent loop with plug
 and prompt variation; every agent task is a coroutine, and may start others.
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -69,3 +70,10 @@ class Environment(Protocol):
     async def aclose(self) -> None:
         """Let go of what rollouts shared, such as a pool of sandboxes."""
         ...
+
+
+async def close(part: object) -> None:
+    """Let a part of an environment go: call its ``aclose`` if it has one."""
+    closing = getattr(part, "aclose", None)
+    if closing is not None and inspect.isawaitable(closed := closing()):
+        await closed
