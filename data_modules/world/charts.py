@@ -57,7 +57,7 @@ def drawn(bars: dict[str, int], side: int) -> Image.Image:
     """Draw the bars from left to right over a grid."""
     image = Image.new("RGB", (side, side), "white")
     pen = ImageDraw.Draw(image)
-    left, bottom = LABEL_FRACTION * side, side - 3
+    left, bottom = LABEL_FRACTION * side, side - 3.0
     unit = (bottom - 4) / LARGEST
     font = ImageFont.load_default(max(7.0, 0.9 * unit))
     for value in range(LARGEST + 1):

@@ -10,7 +10,7 @@ from data_modules.world.things import Pair, Thing
 
 NUM_PLACES = 5
 RULES = ((0, 1), (0, 0, 1), (0, 1, 1))
-"""Periods, of which a row shows as much as there is room for."""
+"""Periods. Four things in a row tell which it is, and where it began (a test)."""
 
 
 def sequences(rng: Generator, pairs: Sequence[Pair], side: int) -> Item:
@@ -22,8 +22,6 @@ def sequences(rng: Generator, pairs: Sequence[Pair], side: int) -> Item:
         return sequences(rng, pairs, side)
     room = side / NUM_PLACES
     kinds = [(one, other)[rule[(start + place) % len(rule)]] for place in range(NUM_PLACES)]
-    if not is_told(rule, start):
-        return sequences(rng, pairs, side)
     y = side * rng.uniform(0.3, 0.7)
     things = [
         Thing(colour=colour, shape=shape, x=(place + 0.5) * room, y=y, radius=0.42 * room)
@@ -34,15 +32,3 @@ def sequences(rng: Generator, pairs: Sequence[Pair], side: int) -> Item:
         environment="puzzle",
     )  # fmt: skip
     return picture(rng, things, side, [question])
-
-
-def is_told(rule: Sequence[int], start: int) -> bool:
-    """Whether no other rule shows the same four and goes on unlike it."""
-    row = [rule[(start + place) % len(rule)] for place in range(NUM_PLACES)]
-    for other in RULES:
-        for begin in range(len(other)):
-            for flip in (0, 1):
-                told = [other[(begin + p) % len(other)] ^ flip for p in range(NUM_PLACES)]
-                if told[:-1] == row[:-1] and told[-1] != row[-1]:
-                    return False
-    return True
