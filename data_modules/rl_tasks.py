@@ -8,8 +8,10 @@ import numpy as np
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from data_modules.components.planned_data import PlannedData
+from data_modules.components.stream import PlannedLoader
 from data_modules.tasks.source import HELD_OUT, TRAIN, TaskSource
-from moonlit.batch import Task
+from moonlit.batch import PackedBatch, Task
 from moonlit.chat.tokenizer import Tokenizer
 
 
@@ -27,6 +29,7 @@ class RLTasks(LightningDataModule):
         held_out: names of the sources whose held-out tasks are scored; None: all.
         num_held_out: tasks of each.
         chance: reward of guessing, by source, where it is known.
+        ptx: the kept SFT set of the PTX loss; None: there is none.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class RLTasks(LightningDataModule):
         held_out: Sequence[str] | None,
         num_held_out: int,
         chance: Mapping[str, float],
+        ptx: PlannedData | None = None,
     ) -> None:
         super().__init__()
         for key, names in (("weights", weights), ("held_out", held_out or ()), ("chance", chance)):
@@ -51,6 +55,31 @@ class RLTasks(LightningDataModule):
         self.sources, self.chance = dict(sources), dict(chance)
         self.held_out_names = list(sources if held_out is None else held_out)
         self.num_held_out = num_held_out
+        self.ptx = ptx
+        self.ptx_loader: PlannedLoader | None = None
+
+    def prepare_data(self) -> None:
+        """Write the kept set's corpus, if there is one."""
+        if self.ptx is not None:
+            self.ptx.prepare_data()
+
+    def setup(self, stage: str) -> None:
+        """Plan the kept set's rows."""
+        if self.ptx is not None and stage == "fit":
+            self.ptx.trainer = self.trainer
+            self.ptx.setup(stage)
+            self.ptx_loader = self.ptx.train_dataloader()
+
+    def kept_rows(self, step: int) -> list[PackedBatch]:
+        """Return this rank's rows of the kept set for an optimizer step.
+
+        Raises:
+            ValueError: if more of its documents are corrupt than allowed.
+        """
+        assert self.ptx_loader is not None
+        rows = self.ptx_loader.steps[step]
+        self.ptx_loader.report(rows.corrupt)
+        return rows.microbatches
 
     def task(self, number: int) -> Task:
         """Return training task ``number``."""

@@ -15,8 +15,9 @@ class Pictures:
 
     Args:
         seed: of the world; the held-out pictures are those of pre-training's held-out sets.
-        family: of training tasks, a key of ``data_modules.world.sources.FAMILIES`` or ``pages``.
-        held_out_family: of held-out tasks, of ``HELD_OUT_FAMILIES``; None: the same name.
+        family: of training tasks: a key of ``data_modules.world.sources.FAMILIES`` or of
+            ``TASK_FAMILIES``, or ``pages``.
+        held_out_family: of held-out tasks, of ``HELD_OUT_FAMILIES`` or the same; None: that name.
         picture_side: of scenes and clips [px].
         first: number of the first training task: below it lie pre-training's pictures.
     """
@@ -35,8 +36,9 @@ class Pictures:
             ("family", family, sources.FAMILIES),
             ("held_out_family", held_out_family, sources.HELD_OUT_FAMILIES),
         ):
-            if name not in (*known, "pages"):
-                raise ValueError(f"{key}={name}: there are {', '.join((*known, 'pages'))}")
+            names = (*known, *sources.TASK_FAMILIES, "pages")
+            if name not in names:
+                raise ValueError(f"{key}={name}: there are {', '.join(names)}")
         self.seed, self.first, self.picture_side = seed, first, picture_side
         self.family, self.held_out_family = family, held_out_family
 

@@ -18,7 +18,7 @@ from data_modules.components.document import (
     interleaved_document,
     text_document,
 )
-from data_modules.world import clips, scenes
+from data_modules.world import charts, clips, referring, scenes, sequences
 from data_modules.world.docs import Docs
 from data_modules.world.pages import Pages
 from data_modules.world.question import Item
@@ -51,6 +51,15 @@ HELD_OUT_FAMILIES: dict[str, Family] = {
     "puzzles": scenes.odd_one_out,
     "motion": clips.motion,
 }
+TASK_FAMILIES: dict[str, Family] = {
+    "pointing": referring.pointing,
+    "every_point": referring.every_point,
+    "every_box": referring.every_box,
+    "outlines": scenes.polygons,
+    "charts": charts.charts,
+    "sequences": sequences.sequences,
+}
+"""Families that only reinforcement learning asks for, in either split."""
 CHANCE = {
     "counting": 1 / scenes.MAX_COUNT,
     "colours": 1 / len(COLOURS),
@@ -97,7 +106,7 @@ class World:
         rng = np.random.default_rng([self.seed, zlib.crc32(name.encode()), split, number])
         if name == "pages":
             return self.pages[split].page(rng)
-        families = HELD_OUT_FAMILIES if split == HELD_OUT else FAMILIES
+        families = TASK_FAMILIES | (HELD_OUT_FAMILIES if split == HELD_OUT else FAMILIES)
         return families[name](rng, SEEN_PAIRS, self.picture_side)
 
     def document(self, name: str, number: int) -> Document:

@@ -120,6 +120,10 @@ class Span:
     ended_s: float
 
 
+CORRECT = 1 - 1e-6
+"""An answer of this verified reward is correct."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Trajectory:
     """One rollout of a task."""
@@ -138,6 +142,8 @@ class Trajectory:
     """What the judge measured, by name."""
     reward: float = 0.0
     """What is learnt from: the judge's weighted sum, then what length rules make of it."""
+    bonus: float = 0.0
+    """The part of it that a generative judge added: it makes no answer correct."""
     agent: str = "policy"
     """Who acted; a sub-agent's name."""
     prompt: list[Any] | None = None
@@ -155,6 +161,16 @@ class Trajectory:
     def num_tokens(self) -> int:
         """Tokens that the policy wrote here, its sub-agents' not among them."""
         return sum(segment.num_sampled for segment in self.segments)
+
+    @property
+    def verified_reward(self) -> float:
+        """What was verified, without a generative judge's part."""
+        return self.reward - self.bonus
+
+    @property
+    def is_correct(self) -> bool:
+        """Whether the answer was verified right."""
+        return self.verified_reward >= CORRECT
 
 
 @dataclass(slots=True, kw_only=True)

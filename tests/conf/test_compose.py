@@ -53,6 +53,55 @@ def test_an_environment_is_swapped_by_name(environment: str, tmp_path: Path):
     assert callable(run.phase.environment.run)
 
 
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        ["rewards@phase.environment.judge=format"],
+        ["ptx@data.ptx=dialogues", "phase.ptx_coef=0.1"],
+        ["+phase.environment.caps.tokens.counting=8", "phase.environment.caps.penalty=0.5"],
+        ["+phase.rollouts.final_temperature=0.5", "phase.reset_optimizer=true"],
+    ],
+)
+def test_options_of_reinforcement_learning_compose(chosen: list[str], tmp_path: Path):
+    run = build(compose_run("phase=joint_rl", *chosen, f"run_dir={tmp_path}"))
+    assert callable(run.phase.environment.run)
+
+
+JUDGES = {
+    "endpoint": ["model.base_url=http://127.0.0.1:9/v1", "model.model=referee"],
+    "frozen": [f"model.ckpt={CONF / 'train.yaml'}"],
+}
+
+
+@pytest.mark.parametrize("judge", JUDGES)
+def test_a_group_judge_is_chosen_by_name(
+    judge: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("JUDGE_API_KEY", "any")
+    settings = [f"phase.group_judge.{setting}" for setting in JUDGES[judge]]
+    run = build(
+        compose_run(
+            "phase=joint_rl", f"judge@phase.group_judge={judge}", f"run_dir={tmp_path}", *settings
+        )
+    )
+    assert len(run.phase.group_judge.rubrics["default"]) > 1
+    assert build(compose_run("phase=joint_rl", f"run_dir={tmp_path}")).phase.group_judge is None
+
+
+def test_a_judges_endpoint_without_a_key_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("JUDGE_API_KEY", raising=False)
+    settings = [f"phase.group_judge.{setting}" for setting in JUDGES["endpoint"]]
+    with pytest.raises(Exception, match="has no key: the environment variable JUDGE_API_KEY"):
+        build(
+            compose_run(
+                "phase=joint_rl", "judge@phase.group_judge=endpoint", f"run_dir={tmp_path}",
+                *settings,
+            )
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_is_built_on_the_meta_device(model: str):
     with torch.device("meta"):

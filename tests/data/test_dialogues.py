@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from batches import steps_as_bytes
 from conftest import settings
 from dialogue_lines import question, with_tool, write_lines, write_set
@@ -16,6 +17,8 @@ from data_modules.components.plan import Geometry
 from data_modules.components.plan_dialogues import plan_dialogues
 from data_modules.dialogues import Dialogues
 from data_modules.embedded_world import EmbeddedWorld
+from data_modules.rl_tasks import RLTasks
+from data_modules.tasks.arithmetic import Arithmetic
 from moonlit.batch import PackedBatch
 from moonlit.chat.tokenizer import Tokenizer
 
@@ -191,3 +194,22 @@ def test_tools_are_declared_before_the_first_turn(tmp_path: Path):
     text = tokenizer.decode(document.input_ids.tolist())
     assert text.startswith("<|im_system|>tool_declare<|im_middle|>")
     assert text.index("ipython") < text.index("You compute.")
+
+
+def test_a_kept_set_gives_reinforcement_learning_its_rows(tmp_path: Path):
+    """Step by step those of its own plan; held-out dialogues stay out."""
+    kept = dialogues(tmp_path)
+    data = RLTasks(
+        seed=0, tokenizer="embedded", sources={"sums": Arithmetic(
+            seed=0, largest=4, picture_fraction=0.0, picture_side=56)},
+        weights={"sums": 1.0}, held_out=[], num_held_out=1, chance={}, ptx=kept,
+    )  # fmt: skip
+    data.prepare_data()
+    data.setup("fit")
+
+    rows = [row for step in (0, 1, 1) for row in data.kept_rows(step)]
+    assert len(rows) == 6
+    assert all(row.behavior_logprobs is None for row in rows)
+    assert torch.equal(rows[2].input_ids, rows[4].input_ids)
+    assert not torch.equal(rows[0].input_ids, rows[2].input_ids)
+    assert "What is 100 + 1?" not in "".join(t for row in rows for t in texts(row, kept.tokenizer))

@@ -112,7 +112,7 @@ def run(
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False, callbacks=[Watch(), *more.pop("callbacks", [])],
     )  # fmt: skip
-    trainer.fit(phase, datamodule=Numbered(), **more)
+    trainer.fit(phase, datamodule=more.pop("data", None) or Numbered(), **more)
     return logged
 
 

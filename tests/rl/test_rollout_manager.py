@@ -5,14 +5,15 @@ import heapq
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Any
 
 import pytest
 
-from moonlit.agents.environment import Environment
+from moonlit.agents.environment import Environment, VerifierError
 from moonlit.batch import Group, Segment, Task, Trajectory
+from moonlit.rl.packing import trained_segments
 from moonlit.rl.rollout_manager import RolloutManager, TooManyErrorsError, seed_of, teaches
 from tests.rl.scripted import Scripted, conversation
 
@@ -333,3 +334,61 @@ def test_ranks_that_stopped_at_unlike_places_leave_no_gap():
     second = make(rank=1, num_ranks=2)
     second.load_state_dicts(states)
     assert (list(second.redo), second.next_number) == ([5, 9], 11)
+
+
+class Compares:
+    """A group judge: the later the seed in the group, the better; some tasks it cannot judge."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int]] = []
+        self.closed = False
+
+    async def judge_group(
+        self, task: Task, trajectories: Sequence[Trajectory], *, step: int, seed: int
+    ) -> None:
+        self.asked.append((task.prompt[0], step))
+        if "unclear" in task.tags:
+            raise VerifierError("the judge is silent")
+        for place, one in enumerate(trajectories):
+            if one.error is None:
+                one.reward += place
+        if "one unclear" in task.tags:
+            trajectories[0].error = "grm: cut off"
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+def test_a_group_judge_makes_equal_answers_teach():
+    judge = Compares()
+    manager = make(tags_of=lambda n: {"equal": "yes"}, group_judge=judge, drop_equal_rewards=True)
+    groups = manager.collect(3)
+    manager.version += 1
+    manager.collect(1)
+
+    assert [[one.reward for one in group.trajectories] for group in groups] == [[0.5, 1.5]] * 3
+    assert manager.counts.dropped_groups == 0
+    assert sorted(judge.asked) == [(0, 0), (1, 0), (2, 0), (3, 1)]
+    MADE.remove(manager)
+    manager.close()
+    assert judge.closed
+
+
+def test_what_a_group_judge_cannot_judge_is_lost_and_counted():
+    tags = {1: {"unclear": "yes"}, 2: {"one unclear": "yes"}}
+    manager = make(
+        tags_of=lambda n: tags.get(n, {}), group_judge=Compares(), max_error_fraction=1.0
+    )
+    _, silent, half = manager.collect(3)
+
+    assert [one.error for one in silent.trajectories] == ["group judge: the judge is silent"] * K
+    assert [one.error for one in half.trajectories] == ["grm: cut off", None]
+    assert manager.counts.errors == 3
+    none = trained_segments([silent], version=0, max_token_staleness=None, normalise=False)
+    assert none == []
+
+
+def test_a_judge_that_fails_too_often_stops_the_run():
+    manager = make(tags_of=lambda n: {"unclear": "yes"}, group_judge=Compares())
+    with pytest.raises(TooManyErrorsError, match=r"rollouts were lost.*the judge is silent"):
+        manager.collect(4)

@@ -123,3 +123,18 @@ def test_k1_5s_length_reward_by_hand():
     equal = group((1.0, 3), (0.0, 3))
     LengthReward(weight=0.1).apply([equal])
     assert rewards(equal) == [1.0, 0.0]
+
+
+def test_what_a_generative_judge_adds_makes_no_answer_correct():
+    """Catches: style that opens the accuracy gate, or lengths of wrong answers in the budget."""
+    praised = group((1.1, 2), (1.1, 90))
+    praised.trajectories[1].bonus = 0.2  # 0.9 was verified
+    toggle = Toggle(**SETTINGS)
+    toggle.apply([praised])
+    assert toggle.budgets == {"counting": 2.0}
+
+    wrong = group((0.3, 4), (1.3, 5))
+    for one in wrong.trajectories:
+        one.bonus = 0.9
+    toggle.apply([wrong])
+    assert rewards(wrong) == [0.3, 1.3]

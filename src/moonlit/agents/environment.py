@@ -4,6 +4,8 @@ Source: technical report (arXiv:2602.02276), App. D: a core agent loop with plug
 and prompt variation; every agent task is a coroutine, and may start others.
 """
 
+import inspect
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from moonlit.batch import Task, Trajectory
@@ -27,6 +29,31 @@ class Judge(Protocol):
 
 
 @runtime_checkable
+class GroupJudge(Protocol):
+    """Measures the rollouts of a group against each other, once each has been judged alone."""
+
+    async def judge_group(
+        self, task: Task, trajectories: Sequence[Trajectory], *, step: int, seed: int
+    ) -> None:
+        """Add to every rollout's reward, or name the ``error`` that kept it from being judged.
+
+        Args:
+            task: of the group.
+            trajectories: the group's; those with an ``error`` are lost already.
+            step: version of the policy.
+            seed: of all that is drawn.
+
+        Raises:
+            VerifierError: if it can tell of none.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of what it holds."""
+        ...
+
+
+@runtime_checkable
 class Environment(Protocol):
     """Lets a policy work on a task."""
 
@@ -43,3 +70,10 @@ class Environment(Protocol):
     async def aclose(self) -> None:
         """Let go of what rollouts shared, such as a pool of sandboxes."""
         ...
+
+
+async def close(part: object) -> None:
+    """Let a part of an environment go: call its ``aclose`` if it has one."""
+    closing = getattr(part, "aclose", None)
+    if closing is not None and inspect.isawaitable(closed := closing()):
+        await closed

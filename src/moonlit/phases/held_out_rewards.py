@@ -8,9 +8,6 @@ from torch import Tensor
 
 from moonlit.batch import Trajectory
 
-SOLVED = 1 - 1e-6
-"""An answer of this reward is right."""
-
 
 @dataclass(slots=True)
 class RewardScore:
@@ -46,7 +43,7 @@ class HeldOutRewards:
                 score.num_errors += 1
                 continue
             score.reward_sum += one.reward
-            score.num_solved += one.reward >= SOLVED
+            score.num_solved += one.is_correct
             score.num_answers += 1
             score.num_tokens += one.num_tokens
 

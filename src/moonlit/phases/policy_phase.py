@@ -16,13 +16,15 @@ from jaxtyping import Float
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
-from moonlit.agents.environment import Environment
+from moonlit.agents.environment import Environment, GroupJudge
 from moonlit.batch import Group, PackedBatch, Task
 from moonlit.chat.messages import Image, VideoChunk
+from moonlit.losses.language_modeling import next_token_loss
 from moonlit.losses.policy_gradient import PolicyObjective, token_logprobs
 from moonlit.models.decoder import DecoderOutput
 from moonlit.phases.base import PhaseModule
 from moonlit.phases.held_out_rewards import HeldOutRewards
+from moonlit.phases.ptx import Scales, is_kept, scales
 from moonlit.rl.conversation import Conversation
 from moonlit.rl.engines.base import Engine
 from moonlit.rl.engines.native import media_ids
@@ -95,7 +97,9 @@ class PolicyPhase(PhaseModule):
         rollouts: how many answers, and how.
         length_rule: what length does to rewards.
         normalise_advantages: divide by the group's deviation, as GRPO does and K2.5 does not.
+        group_judge: compares the answers of a group, on top of the environment's rewards.
         reset_optimizer: forget the optimizer's state after each iteration, as k1.5 does.
+        ptx_coef: weight of the next-token loss on the kept set that the data module brings.
         step: as ``PhaseModule`` says.
     """
 
@@ -113,12 +117,17 @@ class PolicyPhase(PhaseModule):
         length_rule: LengthRule,
         normalise_advantages: bool,
         reset_optimizer: bool,
+        group_judge: GroupJudge | None = None,
+        ptx_coef: float = 0.0,
         **step: Any,
     ) -> None:
         super().__init__(**step)
-        self.objective, self.environment = objective, environment
+        self.objective, self.environment, self.group_judge = objective, environment, group_judge
         self.build_engine, self.rollouts, self.length_rule = build_engine, rollouts, length_rule
         self.normalise_advantages, self.reset_optimizer = normalise_advantages, reset_optimizer
+        if not 0 <= ptx_coef < float("inf"):
+            raise ValueError(f"phase.ptx_coef={ptx_coef}: want at least 0, and finite")
+        self.ptx_coef, self.scales = ptx_coef, Scales()
         self.held_out = HeldOutRewards()
         self.last_groups: list[Group] = []
         self.manager: RolloutManager | None = None
@@ -135,6 +144,7 @@ class PolicyPhase(PhaseModule):
         told = self.length_rule.apply(self.last_groups)
         with timed(seconds, "train"):
             for rows in self.updates(self.last_groups):
+                rows += self.kept_rows(rows)
                 super().training_step(move_data_to_device(rows, self.device), batch_idx)
         if self.reset_optimizer:
             self.optimizers().state.clear()  # pyright: ignore[reportAttributeAccessIssue]
@@ -165,8 +175,40 @@ class PolicyPhase(PhaseModule):
             num_rows = int(self.over_ranks(len(rows), "max"))
             yield rows if num_rows == len(rows) else pack(segments, num_rows=num_rows, **settings)
 
+    def kept_rows(self, rows: list[PackedBatch]) -> list[PackedBatch]:
+        """Return the kept set's rows of the next optimizer step, and weigh both kinds."""
+        if not self.ptx_coef:
+            return []
+        data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        kept = data.kept_rows(self.global_step)
+        self.scales = scales(
+            [*rows, *kept],
+            ptx_coef=self.ptx_coef,
+            global_sum=lambda counts: self.global_sum(counts.to(self.device)),
+        )
+        return kept
+
     def loss(self, output: DecoderOutput, batch: PackedBatch) -> Float[Tensor, ""]:
-        """Return the objective of the tokens that the policy sampled, summed."""
+        """Return the objective of the tokens that the policy sampled, or a kept row's, summed."""
+        balance = output.load_balance_loss * batch.loss_mask.sum()
+        if is_kept(batch):
+            return self.scales.ptx * self.ptx_loss(output, batch) + balance
+        return self.scales.policy * self.policy_loss(output, batch) + balance
+
+    def ptx_loss(self, output: DecoderOutput, batch: PackedBatch) -> Float[Tensor, ""]:
+        """Return the cross-entropy of a kept row [nats]."""
+        loss_sum = next_token_loss(
+            output.hidden_TD,
+            self.model.language_model.lm_head.weight,
+            batch.target_ids,
+            batch.loss_mask,
+        )
+        mean = loss_sum.detach() / batch.loss_mask.sum().clamp(min=1)
+        self.sampled["ptx"].append(mean.float()[None])
+        return loss_sum
+
+    def policy_loss(self, output: DecoderOutput, batch: PackedBatch) -> Float[Tensor, ""]:
+        """Return the objective of the tokens that the policy sampled."""
         assert batch.behavior_logprobs is not None
         assert batch.advantages is not None
         policy_logprobs, entropy = token_logprobs(
@@ -182,10 +224,9 @@ class PolicyPhase(PhaseModule):
             (policy_logprobs.detach() - batch.behavior_logprobs)[mask].float()
         )
         self.sampled["entropy"].append(entropy[mask].float())
-        loss_sum = self.objective(
+        return self.objective(
             policy_logprobs, batch.behavior_logprobs, batch.advantages, mask, batch.cu_seqlens
         )
-        return loss_sum + output.load_balance_loss * mask.sum()
 
     def sync(self) -> None:
         """Give the engine the trained weights; its probe must agree."""
@@ -217,6 +258,11 @@ class PolicyPhase(PhaseModule):
     def start_rollouts(self) -> None:
         """Copy the weights into an engine, and go on with the tasks that a checkpoint left."""
         data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        if (self.ptx_coef > 0) != (getattr(data, "ptx", None) is not None):
+            raise ValueError(
+                f"phase.ptx_coef={self.ptx_coef} and data.ptx: want both or neither, such as "
+                "ptx@data.ptx=dialogues phase.ptx_coef=0.1"
+            )
         settings, shape = self.rollouts, self.model.decoder_shape
         self.filler_id = data.tokenizer.special.eos_id
         version = max((state["version"] for state in self.restored), default=0)
@@ -234,6 +280,7 @@ class PolicyPhase(PhaseModule):
         self.manager = RolloutManager(
             task_of=data.task,
             environment=self.environment,
+            group_judge=self.group_judge,
             policy=policy,
             group_size=settings.group_size,
             num_ahead=self.share(settings.groups_ahead),
@@ -329,6 +376,8 @@ class PolicyPhase(PhaseModule):
 
     def log_ratios(self) -> None:
         """Log how far policy and sampler are apart on this rank's tokens."""
+        if kept := self.sampled["ptx"]:
+            self.log("rl/ptx_nll_per_token", torch.cat(kept).mean())
         log_ratio = torch.cat(self.sampled["log_ratio"])
         entropy = torch.cat(self.sampled["entropy"])
         self.sampled.clear()

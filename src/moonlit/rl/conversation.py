@@ -5,7 +5,7 @@ Token in, token out: what was sampled stands in the next prompt as the same ids.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from PIL import Image
@@ -99,6 +99,7 @@ class Conversation:
         temperature: None: the release's, 1.0 thinking and 0.6 instant.
         top_p: None: the release's.
         max_turns: of the policy in one reply; its tool calls end there.
+        max_reply_tokens: sampled in one reply, all its turns together; None: no limit.
         limits: of pictures.
     """
 
@@ -110,6 +111,7 @@ class Conversation:
     temperature: float | None = None
     top_p: float | None = None
     max_turns: int = 8
+    max_reply_tokens: int | None = None
     limits: PatchLimits = RELEASED_LIMITS
 
     @property
@@ -122,6 +124,13 @@ class Conversation:
             temperature=temperature if self.temperature is None else self.temperature,
             top_p=RELEASED_TOP_P if self.top_p is None else self.top_p,
         )
+
+    def sampling_after(self, num_sampled: int) -> Sampling:
+        """Settings of the turn that comes after so many sampled tokens of a reply."""
+        if self.max_reply_tokens is None:
+            return self.sampling
+        left = min(self.max_new_tokens, self.max_reply_tokens - num_sampled)
+        return replace(self.sampling, max_new_tokens=left)
 
     async def reply(
         self,
@@ -182,12 +191,15 @@ class Conversation:
         if reply.messages and len(rendered.input_ids) >= self.max_positions:
             reply.stop_reason = "context"
             return None
+        if self.max_reply_tokens is not None and reply.num_tokens >= self.max_reply_tokens:
+            reply.stop_reason = "length"
+            return None
         began_s = time.time()
         completion = await self.engine.generate(
             Request(
                 input_ids=rendered.input_ids,
                 media=pack_media(rendered.media) if rendered.media else None,
-                sampling=self.sampling,
+                sampling=self.sampling_after(reply.num_tokens),
                 seed=seed,
                 session=session,
             )

@@ -9,13 +9,14 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol, runtime_checkable
 
-from moonlit.agents.environment import Judge
+from moonlit.agents.environment import Judge, close
 from moonlit.agents.sandbox.pool import Pool
 from moonlit.agents.tools import Toolset
 from moonlit.agents.toolsets.ipython import ipython
 from moonlit.batch import Task, Trajectory
 from moonlit.chat.messages import Message
 from moonlit.rl.conversation import Conversation, Reply, pictures_of
+from moonlit.rl.token_caps import TokenCaps
 
 Variation = Callable[[Task, int], Sequence[Message]]
 """From a task and a seed to the messages that ask it."""
@@ -42,6 +43,7 @@ class DialogueEnvironment:
         toolbox: None: no tools.
         variation: how the task is put; None: as its prompt says.
         reward_weights: of the judge's rewards by name; None: each counts 1.
+        caps: of an answer's tokens, and what it costs to be cut; None: a turn's limit, nothing.
     """
 
     def __init__(
@@ -51,9 +53,10 @@ class DialogueEnvironment:
         toolbox: Toolbox | None = None,
         variation: Variation | None = None,
         reward_weights: Mapping[str, float] | None = None,
+        caps: TokenCaps | None = None,
     ) -> None:
         self.judge, self.toolbox, self.variation = judge, toolbox, variation
-        self.reward_weights = reward_weights
+        self.reward_weights, self.caps = reward_weights, caps
 
     async def run(self, task: Task, policy: Conversation, *, seed: int) -> Trajectory:
         """Return the rollout, judged.
@@ -62,6 +65,8 @@ class DialogueEnvironment:
             VerifierError: if the judge cannot tell.
             ValueError: if the reward has a name without a weight.
         """
+        if self.caps is not None:
+            policy = self.caps.capped(policy, task)
         prompt = task.prompt if self.variation is None else list(self.variation(task, seed))
         if self.toolbox is None:
             reply = await policy.reply(prompt, seed=seed)
@@ -72,6 +77,10 @@ class DialogueEnvironment:
         trajectory.prompt = None if self.variation is None else prompt
         trajectory.rewards = await self.judge.judge(task, trajectory)
         trajectory.reward = self.total(trajectory.rewards)
+        if self.caps is not None:
+            penalty = self.caps.charge(trajectory)
+            trajectory.rewards |= penalty
+            trajectory.reward += sum(penalty.values())
         return trajectory
 
     def total(self, rewards: Mapping[str, float]) -> float:
@@ -83,9 +92,10 @@ class DialogueEnvironment:
         return sum(self.reward_weights[name] * reward for name, reward in rewards.items())
 
     async def aclose(self) -> None:
-        """Close the toolbox."""
+        """Close toolbox and judge."""
         if self.toolbox is not None:
             await self.toolbox.aclose()
+        await close(self.judge)
 
 
 def trajectory_of(reply: Reply) -> Trajectory:

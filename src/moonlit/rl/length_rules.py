@@ -109,6 +109,5 @@ class LengthReward(NoRule):
             for one in judged:
                 span = max(lengths) - min(lengths)
                 shorter = 0.5 - (one.num_tokens - min(lengths)) / span
-                is_correct = one.reward >= 1 - 1e-6
-                one.reward += self.weight * (shorter if is_correct else min(0.0, shorter))
+                one.reward += self.weight * (shorter if one.is_correct else min(0.0, shorter))
         return {}

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from moonlit.agents.environment import Environment
+from moonlit.agents.environment import Environment, GroupJudge, VerifierError
 from moonlit.batch import Group, Task, Trajectory
 from moonlit.rl.conversation import Conversation
 from moonlit.rl.loop_thread import LoopThread
@@ -64,6 +64,7 @@ class RolloutManager:
     Args:
         task_of: the task of a number, a pure function.
         environment: what a rollout runs in.
+        group_judge: compares the rollouts of a group; None: each is worth what it earned alone.
         policy: how the policy is talked to; may be replaced between iterations.
         group_size: K.
         num_ahead: groups in flight beyond those an iteration asks for (0: it waits for the last).
@@ -88,6 +89,7 @@ class RolloutManager:
         *,
         task_of: Callable[[int], Task],
         environment: Environment,
+        group_judge: GroupJudge | None = None,
         policy: Conversation,
         group_size: int,
         num_ahead: int = 0,
@@ -116,6 +118,7 @@ class RolloutManager:
         if not 0 <= max_error_fraction <= 1:
             raise ValueError(f"max_error_fraction={max_error_fraction}: want it in [0, 1]")
         self.task_of, self.environment, self.policy = task_of, environment, policy
+        self.group_judge = group_judge
         self.group_size, self.num_ahead, self.max_staleness = group_size, num_ahead, max_staleness
         self.max_iteration_tokens = max_iteration_tokens
         self.drop_equal_rewards, self.max_drops, self.drops_left = drop_equal_rewards, max_drops, 0
@@ -227,6 +230,7 @@ class RolloutManager:
         seeds = (seed_of(self.seed, flight.number, k) for k in range(self.group_size))
         trajectories = await asyncio.gather(*(self.rollout(task, seed) for seed in seeds))
         flight.group = Group(task=task, trajectories=list(trajectories))
+        await self.compare(flight)
         del self.flights[flight.number]
         self.began -= Counter([flight.began_version])  # keeps no zeros
         if self.drop_equal_rewards and self.drops_left > 0 and not teaches(flight.group):
@@ -235,6 +239,24 @@ class RolloutManager:
             self.fill()
         else:
             self.finished[flight.number] = flight
+
+    async def compare(self, flight: Flight) -> None:
+        """Let the group judge add to the rewards; what it cannot judge is lost, and counted."""
+        if self.group_judge is None or flight.group is None:
+            return
+        group = flight.group
+        sound = [one for one in group.trajectories if one.error is None]
+        seed = seed_of(self.seed, flight.number, self.group_size)
+        try:
+            await self.group_judge.judge_group(
+                group.task, group.trajectories, step=self.version, seed=seed
+            )
+        except VerifierError as error:
+            for one in sound:
+                one.error = f"group judge: {error}"
+        for one in (one for one in sound if one.error is not None):
+            self.counts.errors += 1
+            self.last_error = f"{group.task.environment}: {one.error}"
 
     def landed(self, running: asyncio.Task[None]) -> None:
         """Let go of a group's coroutine; a fault of its own, such as a bad task, ends the run."""
@@ -297,6 +319,8 @@ class RolloutManager:
             running.cancel()
         await asyncio.gather(*self.running, return_exceptions=True)
         await self.environment.aclose()
+        if self.group_judge is not None:
+            await self.group_judge.aclose()
 
 
 class TokenBudget:

@@ -3,11 +3,10 @@
 Source: technical report (arXiv:2602.02276), Sec. 3.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 
-from moonlit.agents.environment import Judge
+from moonlit.agents.environment import Judge, close
 from moonlit.agents.swarm.critical_steps import (
     critical_steps,
     tokens_by_role,
@@ -81,8 +80,7 @@ class SwarmEnvironment:
         return trajectory
 
     async def aclose(self) -> None:
-        """Let the sub-agents go."""
+        """Let the sub-agents and the judge go."""
         for worker in self.workers.values():
-            closing = getattr(worker, "aclose", None)
-            if closing is not None and inspect.isawaitable(closed := closing()):
-                await closed
+            await close(worker)
+        await close(self.judge)

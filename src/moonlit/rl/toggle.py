@@ -25,9 +25,6 @@ import numpy as np
 
 from moonlit.batch import Group, Trajectory
 
-CORRECT = 1 - 1e-6
-"""An answer of this reward is correct."""
-
 
 class Toggle:
     """Alternates between the two phases.
@@ -79,14 +76,14 @@ class Toggle:
 
     def apply(self, groups: Sequence[Group]) -> dict[str, float]:
         """Rewrite the rewards of an iteration; return what is worth logging."""
-        before = [one.reward for one in sound(groups)]
-        correct = [one.num_tokens for one in sound(groups) if one.reward >= CORRECT]
+        before = [one.verified_reward for one in sound(groups)]
+        correct = [one.num_tokens for one in sound(groups) if one.is_correct]
         over = num_constrained = 0
         for group in groups:
             over += sum(self.is_over(group, one) for one in sound([group]))
             if self.is_estimating:
                 self.lengths[group.task.environment] += [
-                    one.num_tokens for one in sound([group]) if one.reward >= CORRECT
+                    one.num_tokens for one in sound([group]) if one.is_correct
                 ]
             elif self.is_budget_phase:
                 num_constrained += self.constrain(group)
@@ -106,8 +103,9 @@ class Toggle:
     def constrain(self, group: Group) -> bool:
         """Take the reward of answers over the budget; say whether the group was constrained."""
         some = sound([group])
+        accuracy = mean([one.verified_reward for one in some])
         budget = self.budgets.get(group.task.environment)
-        if budget is None or not some or mean([o.reward for o in some]) < self.min_accuracy:
+        if budget is None or not some or accuracy < self.min_accuracy:
             return False
         for one in some:
             if one.num_tokens > budget:

@@ -6,9 +6,13 @@
 | pointing | soft F1 over a Gaussian of the distance | ``pointing`` | Sec. 4.4.2; sigma is ours |
 | segmentation | IoU of the filled outlines | ``segmentation`` | Sec. 4.4.2 |
 | ocr, caption | 1 - normalised edit distance | ``ocr`` | Sec. 4.4.2; the normaliser is ours |
-| counting | 1 - relative absolute difference | ``counting`` | Sec. 4.4.2; the map is ours |
+| counting, chart_value | 1 - relative difference | ``counting`` | Sec. 4.4.2; the map is ours |
 | wide_search | item F1 over names with their values | ``pairs`` | WideSearch; form ours |
 | reasoning_gym | the dataset's own verifier | ``reasoning`` | rule-based outcome |
+| mathematics | math-verify, in a process | ``mathematics`` | rule-based outcome |
+| code | all tests pass, in the sandbox | ``code`` | rule-based outcome |
+| any, a share | the answer's form | ``format`` | K2; form ours |
+| any, on top | pairwise scores by a language model | ``grm/`` | Sec. 4.4.2; form ours |
 | all others | 1 if the answer is the truth, else 0 | ``exact`` | rule-based outcome |
 
 Sections are those of the technical report (arXiv:2602.02276). An answer that cannot be read earns

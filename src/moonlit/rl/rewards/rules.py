@@ -1,14 +1,16 @@
 """The judge of verifiable tasks: the rule of a task's environment, and the form of the answer."""
 
+import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from moonlit.agents.environment import VerifierError
+from moonlit.agents.environment import VerifierError, close
 from moonlit.batch import Task, Trajectory
 from moonlit.rl.rewards.counting import counting
 from moonlit.rl.rewards.exact import is_exact
+from moonlit.rl.rewards.forms import is_well_formed
 from moonlit.rl.rewards.grounding import grounding
 from moonlit.rl.rewards.ocr import ocr
 from moonlit.rl.rewards.pairs import pairs
@@ -16,8 +18,8 @@ from moonlit.rl.rewards.pointing import pointing
 from moonlit.rl.rewards.reasoning import reasoning_gym
 from moonlit.rl.rewards.segmentation import segmentation
 
-Rule = Callable[[str, Any], float]
-"""From an answer's words and the truth to [0, 1]."""
+Rule = Callable[[str, Any], float | Awaitable[float]]
+"""From an answer's words and the truth to [0, 1]; a rule that needs a process is awaited."""
 
 
 def exact(answer: str, truth: Any) -> float:
@@ -38,6 +40,8 @@ RULES: dict[str, Rule] = {
     "puzzle": exact,
     "motion": exact,
     "caption": ocr,
+    "chart_value": counting,
+    "chart_name": exact,
     "wide_search": pairs,
     "reasoning_gym": reasoning_gym,
     "exact": exact,
@@ -68,13 +72,22 @@ class RuleJudge:
             raise VerifierError(f"a task of environment {name!r} has no answer to compare with")
         if trajectory.stop_reason != "answer":
             return {name: 0.0}
+        trajectory.metrics["well_formed"] = float(is_well_formed(name, trajectory.text))
         try:
-            reward = float(rule(trajectory.text, task.answer))
+            reward = rule(trajectory.text, task.answer)
+            reward = float(await reward if inspect.isawaitable(reward) else reward)
+        except VerifierError:
+            raise
         except Exception as error:
             raise VerifierError(
                 f"reward {name!r} failed: {type(error).__name__}: {error}"
             ) from error
         return {name: in_bounds(name, reward)}
+
+    async def aclose(self) -> None:
+        """Let go of what rules hold, such as processes."""
+        for rule in self.rules.values():
+            await close(rule)
 
 
 def in_bounds(name: str, reward: float) -> float:
