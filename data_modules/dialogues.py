@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 from torch.utils.data import Dataset
 
-from data_modules.components.corpus import DESCRIPTION, Corpus, SourceRecipe
+from data_modules.components.corpus import DESCRIPTION, SourceRecipe, corpus_in
 from data_modules.components.dialogue_files import (
     BadDialogueError,
     Dialogue,
@@ -143,7 +143,7 @@ class Dialogues(PlannedData):
         """Write the corpus unless it is there; say what was left out."""
         if not (self.corpus_folder / DESCRIPTION).is_file():
             super().prepare_data()
-            corpus = Corpus(self.corpus_folder)
+            corpus = corpus_in(self.corpus_folder)
             for name, wanted in self.num_samples.items():
                 num_missing = wanted - len(corpus.index[name])
                 self.console.print(
