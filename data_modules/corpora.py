@@ -164,9 +164,7 @@ class Corpora(PlannedData):
         self.corpus = self.open_corpus()
         index = self.corpus.index
         longest = longest_run(index, self.stages, self.max_epochs)
-        num_steps = self.num_steps if self.num_steps is not None else longest
-        if num_steps < 1:
-            raise ValueError("the sources do not fill one step: lower rows_per_step or row_tokens")
+        num_steps = self.num_steps if self.num_steps is not None else max(longest, 1)
         return report(self.make_plan(num_steps), index), longest
 
     def held_out_rows(self, name: str, *, rank: int, num_ranks: int) -> HeldOutRows:

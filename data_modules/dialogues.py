@@ -16,11 +16,12 @@ from data_modules.components.dialogue_files import (
     line_starts,
     read_dialogue,
 )
+from data_modules.components.digests import digest, tokenizer_digest
 from data_modules.components.document import Document, dialogue_document
 from data_modules.components.held_out import HeldOutRows
 from data_modules.components.plan import Plan
 from data_modules.components.plan_dialogues import plan_dialogues
-from data_modules.components.planned_data import PlannedData, digest, tokenizer_digest
+from data_modules.components.planned_data import PlannedData
 from data_modules.components.stream import PlannedLoader, Step
 from data_modules.embedded_world import EmbeddedWorld, code_digest
 from moonlit.batch import Task

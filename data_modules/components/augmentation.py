@@ -93,55 +93,53 @@ class Augmentation:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Boxes, and the points and the polygons' corners end to end, in pixels."""
+    """Boxes, points and polygons' corners end to end, all as boxes, in pixels.
+
+    Points are boxes without extent: torchvision mirrors its ``KeyPoints`` by the middle of the
+    first and last pixel, one pixel beside its boxes.
+    """
 
     boxes: tv_tensors.BoundingBoxes
-    points: tv_tensors.KeyPoints
 
     @classmethod
     def of(cls, annotated: Annotated, width: int, height: int) -> "Places":
         """Scale to pixels."""
         corners = [corner for polygon in annotated.polygons for corner in polygon]
-        side = torch.tensor([width, height], dtype=torch.float64)
-        boxes = torch.tensor(list(map(list, annotated.boxes)), dtype=torch.float64)
-        points = torch.tensor(list(map(list, [*annotated.points, *corners])), dtype=torch.float64)
-        size = (height, width)
+        points = [[*point, *point] for point in (*annotated.points, *corners)]
+        boxes = torch.tensor([*map(list, annotated.boxes), *points], dtype=torch.float64)
+        side = torch.tensor([width, height, width, height], dtype=torch.float64)
         return cls(
             tv_tensors.BoundingBoxes(
-                boxes.reshape(-1, 4) * side.repeat(2),
+                boxes.reshape(-1, 4) * side,
                 format=tv_tensors.BoundingBoxFormat.XYXY,
-                canvas_size=size,
-            ),
-            tv_tensors.KeyPoints(points.reshape(-1, 2) * side, canvas_size=size),
+                canvas_size=(height, width),
+            )
         )
 
     def changed(self, change: Change) -> "Places":
         """Move everything; nothing at all stays nothing."""
-        boxes = change(self.boxes) if len(self.boxes) else self.boxes
-        points = change(self.points) if len(self.points) else self.points
-        return Places(boxes, points)  # pyright: ignore[reportArgumentType]
+        return Places(change(self.boxes)) if len(self.boxes) else self  # pyright: ignore
 
     @property
     def extent(self) -> tuple[float, float, float, float] | None:
         """Left, top, right and bottom of all places; None: there are none."""
-        corners = torch.cat([self.boxes.reshape(-1, 2), self.points])
-        if not len(corners):
+        if not len(self.boxes):
             return None
+        corners = torch.as_tensor(self.boxes).reshape(-1, 2)
         return (*corners.amin(0).tolist(), *corners.amax(0).tolist())
 
     def annotated(self, image: Image.Image, before: Annotated) -> Annotated:
-        """Scale back to [0, 1], as many points and polygons as there were before."""
-        side = torch.tensor(image.size, dtype=torch.float64)
-        points = (torch.as_tensor(self.points) / side).tolist()
-        polygons, start = [], len(before.points)
+        """Scale back to [0, 1], as many places of each kind as there were before."""
+        side = torch.tensor([*image.size, *image.size], dtype=torch.float64)
+        places = (torch.as_tensor(self.boxes) / side).tolist()
+        num_boxes, num_points = len(before.boxes), len(before.points)
+        points = [place[:2] for place in places[num_boxes:]]
+        polygons, start = [], num_points
         for polygon in before.polygons:
             polygons.append(points[start : start + len(polygon)])
             start += len(polygon)
         return Annotated(
-            image=image,
-            boxes=(torch.as_tensor(self.boxes) / side.repeat(2)).tolist(),
-            points=points[: len(before.points)],
-            polygons=polygons,
+            image=image, boxes=places[:num_boxes], points=points[:num_points], polygons=polygons
         )
 
 

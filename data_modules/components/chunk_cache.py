@@ -90,8 +90,7 @@ class ChunkCache:
     def open(self) -> None:
         """Fetch the indices; drop chunks of a source that stood at this URL before."""
         index, kept = self.folder / LITDATA_INDEX, self.folder / "kept.json"
-        index.unlink(missing_ok=True)
-        self.fetch(LITDATA_INDEX)
+        self.fetch(LITDATA_INDEX)  # in one go: others may be reading the one that is there
         if not kept.is_file() or kept.read_bytes() != index.read_bytes():
             for path in [*self.folder.glob("chunk-*"), self.folder / DOCUMENTS]:
                 path.unlink(missing_ok=True)

@@ -25,6 +25,7 @@ from data_modules.components.shuffle import Order
 PIECE_DTYPE = np.dtype([("source", "<i4"), ("document", "<i4"), ("start", "<i4"), ("stop", "<i4")])
 """Tokens ``start`` to ``stop`` of a document; ``source`` numbers the mixture's sources in order."""
 
+BLOCK = 1 << 16
 ChunkStarts = Mapping[str, np.ndarray]
 """For each source the first document of each chunk, and the number of documents last."""
 
@@ -111,8 +112,9 @@ def plan_stages(
     numbers = {name: number for number, name in enumerate(sources_of(stages))}
     text = TextFlow(index, text_orders, numbers)
     vision = VisionPicker(index, vision_orders, numbers)
+    blocks: list[np.ndarray] = []
     pieces: list[tuple[int, int, int, int]] = []
-    row_starts, step_starts = [0], [0]
+    lengths_of_rows, step_starts = [], [0]
     owed = 0.0
     upcoming = list(stages)
     stage = upcoming[0]
@@ -127,14 +129,18 @@ def plan_stages(
             owed += stage.vision_share * geometry.step_tokens
             owed -= vision.fill(rows, owed, step)
         for row in rows:
-            pieces += text.fill(row.space)
+            filling = text.fill(row.space)
+            pieces += filling
             pieces += row.pieces
-            row_starts.append(len(pieces))
-        step_starts.append(len(row_starts) - 1)
+            lengths_of_rows.append(len(filling) + len(row.pieces))
+        step_starts.append(len(lengths_of_rows))
+        if len(pieces) >= BLOCK:  # an array takes a tenth of the memory
+            blocks.append(np.array(pieces, PIECE_DTYPE))
+            pieces.clear()
     return Plan(
         sources=sources_of(stages),
-        pieces=np.array(pieces, PIECE_DTYPE),
-        row_starts=np.array(row_starts, np.int64),
+        pieces=np.concatenate([*blocks, np.array(pieces, PIECE_DTYPE)]),
+        row_starts=np.cumsum([0, *lengths_of_rows], dtype=np.int64),
         step_starts=np.array(step_starts, np.int64),
     )
 

@@ -1,6 +1,5 @@
 """A data module whose training steps are planned: its corpus, its plan, resume by an integer."""
 
-import hashlib
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from data_modules.components.corpus import Corpus, SourceRecipe, corpus_in, write_corpus
+from data_modules.components.digests import digest
 from data_modules.components.held_out import HeldOutRows
 from data_modules.components.mixture import Geometry
 from data_modules.components.plan import Plan
@@ -200,16 +200,3 @@ class PlannedData(LightningDataModule):
         self.next_step = state_dict["next_step"]
         # Lightning looks for the place in the loader; here it is in the data module.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
-
-
-def tokenizer_digest(tokenizer: Tokenizer) -> str:
-    """Digest of a tokenizer's ranks."""
-    return digest(*(b"%d" % rank + token for token, rank in tokenizer.ranks.items()))
-
-
-def digest(*parts: bytes) -> str:
-    """Return sixteen hexadecimal digits that change with any part."""
-    sha = hashlib.sha256()
-    for part in parts:
-        sha.update(hashlib.sha256(part).digest())
-    return sha.hexdigest()[:16]

@@ -6,13 +6,13 @@ picture is one stretch of time; its beginning stands before it as a timestamp, a
 """
 
 import io
+from collections.abc import Callable
 from functools import cache
 
 import av
 import numpy as np
 import torch
 from PIL import Image
-from torchaudio.transforms import MelSpectrogram
 
 from moonlit.chat.messages import Image as ImagePart
 from moonlit.chat.messages import MediaFile, Text
@@ -22,8 +22,8 @@ SAMPLE_RATE, WINDOW, HOP = 16_000, 1024, 320
 """Samples a second; samples of a spectrum; samples from one column to the next (20 ms)."""
 NUM_MELS = 112
 """Rows: four tokens high."""
-MAX_COLUMNS = 560
-"""Columns of one picture: 11.2 s, 80 tokens."""
+MAX_COLUMNS = 500
+"""Columns of one picture: 10 s, 72 tokens."""
 RANGE_DB = 80.0
 MAX_SECONDS = 3600
 
@@ -77,6 +77,8 @@ def spectrum(samples: np.ndarray) -> np.ndarray:
 
 
 @cache
-def mel_of() -> MelSpectrogram:
+def mel_of() -> Callable[[torch.Tensor], torch.Tensor]:
     """Return the transform."""
+    from torchaudio.transforms import MelSpectrogram  # slow to import, and seldom needed
+
     return MelSpectrogram(SAMPLE_RATE, n_fft=WINDOW, hop_length=HOP, n_mels=NUM_MELS)

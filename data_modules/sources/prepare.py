@@ -38,8 +38,8 @@ from data_modules.components.corpus import (
     joined,
     locked,
 )
+from data_modules.components.digests import digest, tokenizer_digest
 from data_modules.components.document import INDEX_DTYPE
-from data_modules.components.planned_data import digest, tokenizer_digest
 from data_modules.sources.readers import Reader, Shard
 from data_modules.sources.report import Report
 from data_modules.sources.rows import RowReader, Skipped, SkippedError

@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import multiprocessing
+import multiprocessing.process
 import os
 import signal
 import time
@@ -112,6 +114,16 @@ class Tell(Callback):
         self.story.losses.append(trainer.callback_metrics["train/nll_per_token"].item())
 
 
+class StopAt(Callback):
+    """Ends the run behind a checkpoint; ``max_steps`` stays, for the schedule hangs on it."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop = trainer.global_step == self.step
+
+
 class KillAt(Callback):
     """Ends the process without a word, some steps behind a checkpoint that is whole."""
 
@@ -143,20 +155,20 @@ def run(
     resume: bool = False,
 ) -> Story:
     """Train; stop at ``save_at``, or be killed a step later; or go on from what was saved."""
+    # Ranks are daemons, so that none outlives a test; loader workers may have no such parent.
+    multiprocessing.process.current_process()._config["daemon"] = False  # pyright: ignore
     seed_everything(0, verbose=False)
     built = {"build_model": model, "build_optimizer": partial(adamw, lr=0.01, weight_decay=0.1)}
     tell = Tell()
     callbacks: list[Callback] = [tell]
     if save_at is not None and path is not None:
         callbacks.append(SaveAt(save_at, path))
-        if killed:
-            callbacks.append(KillAt(save_at + 1, path))
+        callbacks.append(KillAt(save_at + 1, path) if killed else StopAt(save_at))
     trainer = Trainer(
         accelerator="cpu", devices=num_ranks,
         strategy="auto" if num_ranks == 1 else strategy(),
         plugins=[AtomicCheckpointIO()] if num_ranks == 1 else None,
-        max_steps=save_at if save_at is not None and not killed else NUM_STEPS,
-        logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        max_steps=NUM_STEPS, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, use_distributed_sampler=False, callbacks=callbacks,
     )  # fmt: skip
     trainer.fit(

@@ -142,7 +142,7 @@ def test_a_run_that_goes_on_learns_what_it_would_have_learnt(
     ("change", "named"),
     [
         ({"seed": 6}, "seed: 5 then, 6 now"),
-        ({"vision_share": 0.09}, "vision_share from step 0: 0.1 then, 0.09 now"),
+        ({"max_epochs": {"texts": 9.0}}, r"max_epochs: \{\} then, .*9\.0. now"),
         ({"row_tokens": 80}, "row_tokens from step 0: 64 then, 80 now"),
         ({"schedule": {}}, "rows_per_step from step 6: 8 then, None now"),
     ],

@@ -64,7 +64,7 @@ def test_sounds_are_told_apart(tmp_path: Path):
     network = model()
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
 
-    for step in range(60):
+    for step in range(150):
         chosen = [(5 * step + k) % 20 for k in range(8)]
         optimizer.zero_grad()
         loss_of(network, row_of(corpus, chosen, chosen)).backward()
