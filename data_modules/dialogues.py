@@ -9,18 +9,19 @@ import numpy as np
 from rich.console import Console
 from torch.utils.data import Dataset
 
-from data_modules.components.corpus import DESCRIPTION, Corpus, SourceRecipe
+from data_modules.components.corpus import DESCRIPTION, SourceRecipe, corpus_in
 from data_modules.components.dialogue_files import (
     BadDialogueError,
     Dialogue,
     line_starts,
     read_dialogue,
 )
+from data_modules.components.digests import digest, tokenizer_digest
 from data_modules.components.document import Document, dialogue_document
 from data_modules.components.held_out import HeldOutRows
 from data_modules.components.plan import Plan
 from data_modules.components.plan_dialogues import plan_dialogues
-from data_modules.components.planned_data import PlannedData, digest, tokenizer_digest
+from data_modules.components.planned_data import PlannedData
 from data_modules.components.stream import PlannedLoader, Step
 from data_modules.embedded_world import EmbeddedWorld, code_digest
 from moonlit.batch import Task
@@ -143,7 +144,7 @@ class Dialogues(PlannedData):
         """Write the corpus unless it is there; say what was left out."""
         if not (self.corpus_folder / DESCRIPTION).is_file():
             super().prepare_data()
-            corpus = Corpus(self.corpus_folder)
+            corpus = corpus_in(self.corpus_folder)
             for name, wanted in self.num_samples.items():
                 num_missing = wanted - len(corpus.index[name])
                 self.console.print(

@@ -9,9 +9,12 @@ from typing import Any
 import PIL
 
 from data_modules.components.corpus import SourceRecipe
+from data_modules.components.digests import digest, tokenizer_digest
 from data_modules.components.held_out import HeldOutRows
-from data_modules.components.plan import Mixture, Plan, fingerprint, plan_run
-from data_modules.components.planned_data import PlannedData, digest, tokenizer_digest
+from data_modules.components.mixture import Mixture
+from data_modules.components.plan import Plan, plan_run
+from data_modules.components.plan_checks import fingerprint
+from data_modules.components.planned_data import PlannedData
 from data_modules.world.docs import Docs
 from data_modules.world.sources import (
     CHANCE,

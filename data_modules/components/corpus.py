@@ -9,7 +9,6 @@ It is written beside its place and moved there when whole: a killed writer leave
 looks like a corpus. Chunks do not depend on the number of processes.
 """
 
-import errno
 import fcntl
 import io
 import json
@@ -17,7 +16,7 @@ import multiprocessing
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -30,12 +29,20 @@ from litdata.streaming.writer import BinaryWriter
 from rich.console import Console
 from rich.progress import Progress
 
+from data_modules.components.chunk_cache import (
+    DOCUMENTS,
+    FULL_DISK,
+    LITDATA_INDEX,
+    CacheSettings,
+    ChunkCache,
+)
 from data_modules.components.document import INDEX_DTYPE, Document
 
-DESCRIPTION, LITDATA_INDEX, DOCUMENTS = "corpus.json", "index.json", "documents.npy"
+DESCRIPTION = "corpus.json"
+SOURCE = "source.json"
+"""Beside the chunks of a source that was prepared by itself."""
 WRITER_RANK = "DATA_OPTIMIZER_GLOBAL_RANK"
 """LitData names chunks by this variable: ``chunk-RANK-NUMBER.bin``."""
-FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,36 +193,62 @@ def join_index(folder: Path, rows: Sequence[np.ndarray]) -> None:
         raise ValueError(f"source {folder.name!r} made no document")
     parts = sorted(folder.glob(f"*.{LITDATA_INDEX}"), key=lambda path: int(path.name.split(".")[0]))
     indices = [json.loads(path.read_text()) for path in parts]
-    chunks = [chunk for index in indices for chunk in index["chunks"]]
-    joined = {"chunks": chunks, "config": indices[0]["config"]}
-    (folder / LITDATA_INDEX).write_text(json.dumps(joined, sort_keys=True))
+    (folder / LITDATA_INDEX).write_text(json.dumps(joined(indices), sort_keys=True))
     np.save(folder / DOCUMENTS, np.concatenate(rows))
     for path in parts:
         path.unlink()
+
+
+def joined(indices: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Join LitData's indices, in order."""
+    chunks = [chunk for index in indices for chunk in index["chunks"]]
+    return {"chunks": chunks, "config": indices[0]["config"]}
 
 
 class CorruptDocumentError(ValueError):
     """A document that cannot be read as it was written; carries its name."""
 
 
-class Corpus:
-    """Reads documents by source and number.
-
-    Args:
-        folder: as ``write_corpus`` left it.
+def corpus_in(folder: Path) -> "Corpus":
+    """Open what ``write_corpus`` left.
 
     Raises:
         FileNotFoundError: if there is no corpus.
     """
+    if not (folder / DESCRIPTION).is_file():
+        raise FileNotFoundError(f"no prepared corpus in {folder}: run moonlit prepare")
+    return Corpus(
+        {path.parent.name: str(path.parent) for path in sorted(folder.glob(f"*/{DOCUMENTS}"))}
+    )
 
-    def __init__(self, folder: Path) -> None:
-        if not (folder / DESCRIPTION).is_file():
-            raise FileNotFoundError(f"no prepared corpus in {folder}: run moonlit prepare")
-        self.folder = folder
-        self.index = {
-            path.parent.name: np.load(path, mmap_mode="r")
-            for path in sorted(folder.glob(f"*/{DOCUMENTS}"))
-        }
+
+class Corpus:
+    """Reads documents by source and number.
+
+    Args:
+        places: of each source: a folder, or a URL of an object store (``s3://``, ``gs://``,
+            ``azure://``, ...) whose chunks are kept in a cache.
+        cache: of the chunks of object stores; needed where there are any.
+
+    Raises:
+        FileNotFoundError: if a folder holds no source.
+        ValueError: if a source lies in an object store and there is no cache.
+    """
+
+    def __init__(self, places: Mapping[str, str], cache: CacheSettings | None = None) -> None:
+        self.caches: dict[str, ChunkCache] = {}
+        self.folders: dict[str, Path] = {}
+        for name, place in places.items():
+            if "://" in place:
+                if cache is None:
+                    raise ValueError(f"source {name!r} is in {place}: it needs a cache")
+                self.caches[name] = ChunkCache(place, cache)
+                self.folders[name] = self.caches[name].folder
+            else:
+                self.folders[name] = Path(place)
+            if not (self.folders[name] / DOCUMENTS).is_file():
+                raise FileNotFoundError(f"no prepared source in {place}: run moonlit prepare")
+        self.index = {n: np.load(f / DOCUMENTS, mmap_mode="r") for n, f in self.folders.items()}
         self.chunk_starts = {source: self.read_chunk_starts(source) for source in self.index}
         self.process_id = 0
         self.datasets: dict[str, StreamingDataset] = {}
@@ -226,10 +259,13 @@ class Corpus:
 
         Raises:
             CorruptDocumentError: if it is damaged, or its chunk is.
+            FetchError: if its chunk cannot be had from its object store.
         """
         name, chunk = f"{source}/{number}", self.chunk_of(source, number)
         if reason := self.missing_chunks.get((source, chunk)):
             raise CorruptDocumentError(f"{name}: {reason}")
+        if source in self.caches:
+            self.caches[source].hold(chunk)
         try:
             record = self.dataset(source)[number]
             return Document.from_record(record, self.index[source][number])
@@ -248,12 +284,12 @@ class Corpus:
             self.process_id, self.datasets = os.getpid(), {}
         if source not in self.datasets:
             self.datasets[source] = StreamingDataset(
-                str(self.folder / source),
+                str(self.folders[source]),
                 batch_decode=False,  # else it decodes a window around each document asked for
             )
         return self.datasets[source]
 
     def read_chunk_starts(self, source: str) -> np.ndarray:
         """Number of the first document of each chunk, and the number of documents last."""
-        index = json.loads((self.folder / source / LITDATA_INDEX).read_text())
+        index = json.loads((self.folders[source] / LITDATA_INDEX).read_text())
         return np.cumsum([0, *(chunk["chunk_size"] for chunk in index["chunks"])])

@@ -5,7 +5,8 @@ One object a line::
     {"messages": [{"role": "user", "content": "..."}, ...], "tools": [...]}
 
 ``content`` is a text, or a list of ``{"type": "text", "text": ...}`` and ``{"type": "image_url",
-"image_url": {"url": ...}}`` (a ``data:`` URI, or a path relative to the file). An assistant may
+"image_url": {"url": ...}}`` (a ``data:`` URI, or a path relative to the file), also ``video_url``;
+or of parts as ``sources/rows.py`` has them. An assistant may
 have ``reasoning_content`` and ``tool_calls``; a ``tool`` message names its call by
 ``tool_call_id``. Call ids become ``functions.NAME:INDEX``, as the chat format wants them. Other
 keys of the object are left to their writer.
@@ -14,12 +15,20 @@ keys of the object are left to their writer.
 import base64
 import binascii
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from moonlit.chat.messages import Image, Message, Role, Text, ToolCall
+from moonlit.chat.messages import (
+    Image,
+    MediaFile,
+    Message,
+    Role,
+    Text,
+    ToolCall,
+    VideoChunk,
+)
 from moonlit.chat.template import call_id
 from moonlit.chat.vision_processing import open_image
 
@@ -66,22 +75,51 @@ def read_dialogue(path: Path, start: int) -> Dialogue:
         file.seek(start)
         line = file.readline()
     try:
-        return parse_dialogue(json.loads(line), folder=path.parent)
+        return parse_dialogue(json.loads(line), media=PicturesIn(path.parent))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         number = path.read_bytes()[:start].count(b"\n") + 1
         reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
         raise BadDialogueError(f"{path}, line {number}: {reason}") from error
 
 
-def parse_dialogue(value: Any, *, folder: Path) -> Dialogue:
+Parts = Sequence[Text | Image | VideoChunk]
+ReadMedium = Callable[[str, Any], Parts]
+"""Reads a medium, given ``image``, ``video`` or ``audio`` and what stands there."""
+
+
+@dataclass(frozen=True, slots=True)
+class PicturesIn:
+    """Reads pictures from ``data:`` URIs and from files of a folder, and no other media."""
+
+    folder: Path
+
+    def __call__(self, kind: str, url: Any) -> Parts:
+        """Open one."""
+        if kind != "image":
+            raise ValueError(f"a part of type {kind!r}: want text or image_url")
+        name, data = "picture", b""
+        if url.startswith("data:"):
+            try:
+                data = base64.b64decode(url.partition(",")[2], validate=True)
+            except binascii.Error as error:
+                raise ValueError(f"a picture's data: URI is not base64: {error}") from error
+        else:
+            path = self.folder / url
+            if not path.is_file():
+                raise ValueError(f"no picture at {path}")
+            name, data = str(path), path.read_bytes()
+        return [Image(open_image(data, name), MediaFile(data, "picture"))]
+
+
+def parse_dialogue(value: Any, *, media: ReadMedium) -> Dialogue:
     """Read a decoded line.
 
     Raises:
         ValueError, KeyError, TypeError: if it is no dialogue.
     """
-    if not isinstance(value, dict) or not isinstance(value.get("messages"), list):
+    if not isinstance(value, Mapping) or not isinstance(value.get("messages"), list):
         raise ValueError('want an object with a list "messages"')
-    reader = MessageReader(folder)
+    reader = MessageReader(media)
     messages = [reader.message(message) for message in value["messages"]]
     if unanswered := [own for own, answered in reader.answered.items() if not answered]:
         raise ValueError(f"tool calls without a result: {', '.join(unanswered)}")
@@ -96,11 +134,11 @@ class MessageReader:
     """Reads messages in order and renames their calls.
 
     Args:
-        folder: where relative picture paths begin.
+        media: reads pictures and videos.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, media: ReadMedium) -> None:
+        self.media = media
         self.names: dict[str, tuple[str, str]] = {}
         """For each call's id in the file: our id and the tool's name."""
         self.answered: dict[str, bool] = {}
@@ -150,30 +188,20 @@ class MessageReader:
         self.names[theirs], self.answered[own] = (own, tool), False
         return ToolCall(tool, arguments, own)
 
-    def content(self, value: Any) -> Sequence[Text | Image]:
+    def content(self, value: Any) -> Parts:
         """Read a text or a list of parts."""
         if value is None:
             return ()
         return (Text(value),) if isinstance(value, str) else tuple(self.parts(value))
 
-    def parts(self, values: Any) -> Iterator[Text | Image]:
+    def parts(self, values: Any) -> Iterator[Text | Image | VideoChunk]:
         """Read parts."""
         for value in values:
-            if value["type"] == "text":
+            kind = value.get("type") or next((k for k, v in value.items() if v is not None), "none")
+            name = kind.removesuffix("_url")
+            if kind == "text":
                 yield Text(value["text"])
-            elif value["type"] == "image_url":
-                yield Image(self.image(value["image_url"]["url"]))
+            elif name in ("image", "video", "audio"):
+                yield from self.media(name, value[kind]["url"] if name != kind else value[kind])
             else:
-                raise ValueError(f"a part of type {value['type']!r}: want text or image_url")
-
-    def image(self, url: str) -> Any:
-        """Open a picture from a ``data:`` URI or a file."""
-        if url.startswith("data:"):
-            try:
-                return open_image(base64.b64decode(url.partition(",")[2], validate=True), "picture")
-            except binascii.Error as error:
-                raise ValueError(f"a picture's data: URI is not base64: {error}") from error
-        path = self.folder / url
-        if not path.is_file():
-            raise ValueError(f"no picture at {path}")
-        return open_image(path.read_bytes(), str(path))
+                raise ValueError(f"a part of type {kind!r}: want text or image_url")

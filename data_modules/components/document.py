@@ -1,8 +1,8 @@
 """One document on its way to disk: token ids with expanded placeholders, mask, media files.
 
-Media stay in their native format (PNG, JPEG): small on disk, decoded where they are packed. A
-record is what LitData stores for a document; its CRC-32 stands in the index, so that damage is
-noticed even where it would decode.
+Media stay in their native format (PNG, JPEG, WebP, GIF, MP4, WAV, ...): small on disk, decoded
+where they are packed. A record is what LitData stores for a document; its CRC-32 stands in the
+index, so that damage is noticed even where it would decode.
 """
 
 import io
@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data_modules.components.media import parts_of_file
 from moonlit.chat.messages import Image as ImagePart
-from moonlit.chat.messages import Message, Text, VideoChunk
+from moonlit.chat.messages import MediaFile, Message, Text, VideoChunk
 from moonlit.chat.template import Rendered, Writer, render
 from moonlit.chat.tokenizer import Tokenizer
 from moonlit.chat.vision_processing import (
@@ -32,7 +33,12 @@ INDEX_DTYPE = np.dtype(
 )
 """What the index holds of each document; ``num_tokens`` counts vision tokens too."""
 
+KINDS = ("picture", "video", "sound")
+FIELDS = ("input_ids", "loss_mask", "frames_per_item", "kinds", "bytes_per_frame", "frames")
+
 Record = dict[str, Any]
+Medium = Sequence[bytes] | MediaFile
+"""The picture files of one visual item; or a video or a sound, which holds several items."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,8 +49,8 @@ class Document:
     """uint32 [tokens]; one ``<|media_pad|>`` for each vision token."""
     loss_mask: np.ndarray
     """bool [tokens]: True where the token is trained *as a target*."""
-    media: Sequence[Sequence[bytes]] = field(default_factory=list)
-    """For each visual item the encoded files of its frames, one for a picture."""
+    media: Sequence[Medium] = field(default_factory=list)
+    """In the order of their placeholders."""
     num_vision_tokens: int = 0
     num_patches: int = 0
 
@@ -61,11 +67,14 @@ class Document:
 
     def record(self) -> Record:
         """Lay the document out for LitData."""
-        files = [file for item in self.media for file in item]
+        kinds = [m.kind if isinstance(m, MediaFile) else "picture" for m in self.media]
+        groups = [[m.data] if isinstance(m, MediaFile) else m for m in self.media]
+        files = [file for group in groups for file in group]
         return {
             "input_ids": self.input_ids.astype("<u4"),
             "loss_mask": np.packbits(self.loss_mask),
-            "frames_per_item": np.array([len(item) for item in self.media], "<u4"),
+            "frames_per_item": np.array([len(group) for group in groups], "<u4"),
+            "kinds": np.array([KINDS.index(kind) for kind in kinds], np.uint8),
             "bytes_per_frame": np.array([len(file) for file in files], "<u4"),
             "frames": b"".join(files),
         }
@@ -91,10 +100,15 @@ class Document:
         ends = np.cumsum(record["bytes_per_frame"]).tolist()
         files = (bytes(record["frames"][a:b]) for a, b in pairwise([0, *ends]))
         num_tokens = len(record["input_ids"])
+        groups = [[next(files) for _ in range(num)] for num in record["frames_per_item"]]
+        kinds = [KINDS[kind] for kind in record["kinds"]]
         return cls(
             input_ids=record["input_ids"],
             loss_mask=np.unpackbits(record["loss_mask"], count=num_tokens).astype(bool),
-            media=[[next(files) for _ in range(num)] for num in record["frames_per_item"]],
+            media=[
+                group if kind == "picture" else MediaFile(group[0], kind)
+                for group, kind in zip(groups, kinds, strict=True)
+            ],
             num_vision_tokens=int(row["num_vision_tokens"]),
             num_patches=int(row["num_patches"]),
         )
@@ -108,24 +122,36 @@ class Document:
         Raises:
             ValueError: if a file cannot be decoded, or costs other than the index says.
         """
-        items = []
-        for place, files in enumerate(self.media):
-            frames = [open_image(file, f"{name}, medium {place}") for file in files]
-            items.append(
-                image_patches(frames[0])
-                if len(frames) == 1
-                else chunk_patches(VideoChunk(frames, 0.0))
-            )
+        items = [
+            item
+            for place, medium in enumerate(self.media)
+            for item in items_of(medium, f"{name}, medium {place}")
+        ]
         num_patches = sum(len(item.pixel_values) for item in items)
         if num_patches != self.num_patches:
             raise ValueError(f"{name}: {num_patches} patches, the index says {self.num_patches}")
         return items
 
 
+def items_of(medium: Medium, name: str) -> list[MediaItem]:
+    """Decode one medium into its visual items."""
+    if isinstance(medium, MediaFile):
+        parts = parts_of_file(medium, name)
+        return [
+            chunk_patches(part) if isinstance(part, VideoChunk) else image_patches(part.image)
+            for part in parts
+            if not isinstance(part, Text)
+        ]
+    frames = [open_image(file, name) for file in medium]
+    return [
+        image_patches(frames[0]) if len(frames) == 1 else chunk_patches(VideoChunk(frames, 0.0))
+    ]
+
+
 def record_crc32(record: Record) -> int:
     """Checksum of every field, in a fixed order."""
     crc32 = 0
-    for key in ("input_ids", "loss_mask", "frames_per_item", "bytes_per_frame", "frames"):
+    for key in FIELDS:
         crc32 = zlib.crc32(bytes(record[key]), crc32)
     return crc32
 
@@ -171,10 +197,25 @@ def from_rendered(rendered: Rendered, parts: Sequence[Any], tokenizer: Tokenizer
     return Document(
         input_ids=ids,
         loss_mask=np.array(rendered.loss_mask),
-        media=[encoded(part) for part in parts if not isinstance(part, Text)],
+        media=media_of(parts),
         num_vision_tokens=int(is_vision.sum()),
         num_patches=sum(len(item.pixel_values) for item in rendered.media),
     )
+
+
+def media_of(parts: Sequence[Any]) -> list[Medium]:
+    """Return what is stored of the parts' media: native files where they came as such."""
+    media: list[Medium] = []
+    for part in parts:
+        if isinstance(part, Text):
+            continue
+        if part.file is None:
+            media.append(encoded(part))
+        elif part.file.kind == "picture":
+            media.append([part.file.data])
+        elif not media or media[-1] is not part.file:
+            media.append(part.file)
+    return media
 
 
 def encoded(part: ImagePart | VideoChunk) -> list[bytes]:

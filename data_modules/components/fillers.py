@@ -43,13 +43,17 @@ class TextFlow:
     def __init__(
         self,
         index: Mapping[str, np.ndarray],
-        weights: Mapping[str, float],
         orders: Mapping[str, Order],
         numbers: Mapping[str, int],
     ) -> None:
-        self.lengths = {name: index[name]["num_tokens"].tolist() for name in weights}
-        self.shares, self.orders, self.numbers = Shares(weights), orders, numbers
+        self.lengths = {name: np.asarray(index[name]["num_tokens"]) for name in orders}
+        self.orders, self.numbers = orders, numbers
+        self.shares = Shares({})
         self.source, self.document, self.start, self.stop = 0, 0, 0, 0
+
+    def mix(self, weights: Mapping[str, float]) -> None:
+        """Draw by these shares from now on; a document that was begun is finished first."""
+        self.shares = Shares(weights)
 
     def fill(self, space: int) -> list[Piece]:
         """Return the pieces of the next ``space`` tokens."""
@@ -67,7 +71,7 @@ class TextFlow:
         """Begin the next document of the source that is furthest behind."""
         name = self.shares.behind_first()[0]
         self.source, self.document = self.numbers[name], self.orders[name].next()
-        self.start, self.stop = 0, self.lengths[name][self.document]
+        self.start, self.stop = 0, int(self.lengths[name][self.document])
         self.shares.served[name] += self.stop
 
 
@@ -88,13 +92,19 @@ class VisionPicker:
     def __init__(
         self,
         index: Mapping[str, np.ndarray],
-        weights: Mapping[str, float],
         orders: Mapping[str, Order],
         numbers: Mapping[str, int],
     ) -> None:
-        columns = ["num_tokens", "num_vision_tokens", "num_patches"]
-        self.costs = {name: index[name][columns].tolist() for name in weights}
-        self.shares, self.orders, self.numbers = Shares(weights), orders, numbers
+        columns = ("num_tokens", "num_vision_tokens", "num_patches")
+        self.costs = {
+            name: tuple(np.asarray(index[name][column]) for column in columns) for name in orders
+        }
+        self.orders, self.numbers = orders, numbers
+        self.shares = Shares({})
+
+    def mix(self, weights: Mapping[str, float]) -> None:
+        """Draw by these shares from now on."""
+        self.shares = Shares(weights)
 
     def fill(self, rows: Sequence[Row], wanted: float, step: int) -> int:
         """Place documents until as near to ``wanted`` vision tokens as those in sight allow.
@@ -112,7 +122,9 @@ class VisionPicker:
             put(candidate, self.numbers, rows)
             taken.append(candidate)
             missing -= candidate.num_vision_tokens
-        smallest = min(c.num_vision_tokens for name in self.costs for c in self.in_sight(name))
+        smallest = min(
+            c.num_vision_tokens for name in self.shares.weights for c in self.in_sight(name)
+        )
         if missing >= smallest:
             raise ValueError(
                 f"step {step} has no space for {missing:.0f} of its {wanted:.0f} vision tokens: "
@@ -125,7 +137,7 @@ class VisionPicker:
     def in_sight(self, name: str) -> Iterator[Candidate]:
         """Yield the documents of a source that may be taken now, in order."""
         for document in islice(self.orders[name].look(LOOK_AHEAD), LOOK_AHEAD):
-            yield Candidate(name, document, *self.costs[name][document])
+            yield Candidate(name, document, *(int(cost[document]) for cost in self.costs[name]))
 
     def first_fit(self, rows: Sequence[Row], missing: float) -> Candidate | None:
         """Return the first document in sight that is neither too large nor too long."""
@@ -139,7 +151,8 @@ class VisionPicker:
     def nearest(self, rows: Sequence[Row], missing: float) -> Candidate | None:
         """Return the smallest document in sight if the step is nearer its share with it."""
         space = max(row.space for row in rows)
-        fitting = [c for name in self.costs for c in self.in_sight(name) if c.num_tokens <= space]
+        sources = self.shares.weights
+        fitting = [c for name in sources for c in self.in_sight(name) if c.num_tokens <= space]
         smallest = min(fitting, key=lambda c: c.num_vision_tokens, default=None)
         if smallest is None or smallest.num_vision_tokens - missing >= missing:
             return None

@@ -9,7 +9,8 @@ from itertools import islice
 import numpy as np
 
 from data_modules.components.fillers import LOOK_AHEAD, Row
-from data_modules.components.plan import PIECE_DTYPE, Geometry, Plan
+from data_modules.components.mixture import Geometry
+from data_modules.components.plan import PIECE_DTYPE, Plan
 from data_modules.components.shuffle import Order
 
 
@@ -54,9 +55,9 @@ def plan_dialogues(
             row_starts.append(len(pieces))
     return Plan(
         sources=[source],
-        geometry=geometry,
         pieces=np.array(pieces, PIECE_DTYPE),
         row_starts=np.array(row_starts, np.int64),
+        step_starts=np.arange(num_steps + 1) * geometry.rows_per_step,
     )
 
 

@@ -1,4 +1,4 @@
-"""A plan as two memory-mapped arrays: planned once, shared by every rank, worker and restart."""
+"""A plan as three memory-mapped arrays: planned once, shared by every rank, worker and restart."""
 
 import os
 import shutil
@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from data_modules.components.corpus import full_disk_named
-from data_modules.components.plan import Geometry, Plan
+from data_modules.components.plan import Plan
 
-PIECES, ROW_STARTS = "pieces.npy", "row_starts.npy"
+ARRAYS = ("pieces", "row_starts", "step_starts")
 
 
-def planned_once(
-    folder: Path, sources: list[str], geometry: Geometry, make: Callable[[], Plan]
-) -> Plan:
+def planned_once(folder: Path, sources: list[str], make: Callable[[], Plan]) -> Plan:
     """Return the plan in ``folder``; make and keep it there if there is none.
 
     Processes that come at once may each make it: they make the same, and the first one stays.
@@ -23,7 +21,6 @@ def planned_once(
     Args:
         folder: named by everything that the plan is a function of.
         sources: of the mixture, in order.
-        geometry: of the step.
         make: plans the run.
 
     Raises:
@@ -33,12 +30,8 @@ def planned_once(
         plan = make()
         with full_disk_named(folder):
             keep(plan, folder)
-    return Plan(
-        sources=sources,
-        geometry=geometry,
-        pieces=np.load(folder / PIECES, mmap_mode="r"),
-        row_starts=np.load(folder / ROW_STARTS, mmap_mode="r"),
-    )
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+    return Plan(sources=sources, **arrays)
 
 
 def keep(plan: Plan, folder: Path) -> None:
@@ -46,8 +39,8 @@ def keep(plan: Plan, folder: Path) -> None:
     unfinished = folder.with_name(f".{folder.name}.{os.uname().nodename}.{os.getpid()}")
     try:
         unfinished.mkdir(parents=True)
-        np.save(unfinished / PIECES, plan.pieces)
-        np.save(unfinished / ROW_STARTS, plan.row_starts)
+        for name in ARRAYS:
+            np.save(unfinished / f"{name}.npy", getattr(plan, name))
         if not folder.is_dir():
             unfinished.rename(folder)
     except OSError:

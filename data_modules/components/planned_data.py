@@ -1,6 +1,5 @@
 """A data module whose training steps are planned: its corpus, its plan, resume by an integer."""
 
-import hashlib
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -10,9 +9,11 @@ from typing import Any
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from data_modules.components.corpus import Corpus, SourceRecipe, write_corpus
+from data_modules.components.corpus import Corpus, SourceRecipe, corpus_in, write_corpus
+from data_modules.components.digests import digest
 from data_modules.components.held_out import HeldOutRows
-from data_modules.components.plan import Geometry, Plan
+from data_modules.components.mixture import Geometry
+from data_modules.components.plan import Plan
 from data_modules.components.plan_files import planned_once
 from data_modules.components.stream import PlannedLoader, PlannedSteps
 from moonlit.batch import PackedBatch
@@ -39,6 +40,8 @@ class PlannedData(LightningDataModule):
 
     corpus_name: str
     """Begins the names of its corpora's folders."""
+    accepts_changed_plan: bool = False
+    """Go on at the same step even if the plan is another one than the checkpoint's."""
     corpus: Corpus
     plan: Plan
     fingerprint: dict[str, str]
@@ -106,21 +109,29 @@ class PlannedData(LightningDataModule):
         """Where the corpus that was asked for lies, or will."""
         return self.data_dir / f"{self.corpus_name}-{digest(repr(self.asked_for()).encode())}"
 
+    @property
+    def plans_folder(self) -> Path:
+        """Where plans are kept."""
+        return self.corpus_folder / "plans"
+
+    def open_corpus(self) -> Corpus:
+        """Open what ``prepare_data`` wrote."""
+        return corpus_in(self.corpus_folder)
+
     def prepare_data(self) -> None:
         """Write the corpus unless it is there."""
         write_corpus(self.corpus_folder, self.recipes(), description=self.asked_for())
 
     def setup(self, stage: str) -> None:
         """Open the corpus and plan the run."""
-        self.corpus = Corpus(self.corpus_folder)
+        self.corpus = self.open_corpus()
         if stage != "fit":
             return
         num_steps = self.num_steps if self.num_steps is not None else self.max_steps()
         self.fingerprint = self.fingerprint_of(num_steps)
         self.plan = planned_once(
-            self.corpus_folder / "plans" / digest(repr((self.fingerprint, num_steps)).encode()),
+            self.plans_folder / digest(repr((self.fingerprint, num_steps)).encode()),
             self.train_sources,
-            self.geometry,
             lambda: self.make_plan(num_steps),
         )
 
@@ -178,25 +189,14 @@ class PlannedData(LightningDataModule):
         """Go on where a run of the same plan stopped.
 
         Raises:
-            ValueError: if this plan is another one, naming what differs.
+            ValueError: if this plan is another one and that is not accepted, naming what differs.
         """
         ours, theirs = self.fingerprint, state_dict["fingerprint"]
-        if different := [key for key in ours if ours[key] != theirs.get(key)]:
-            told = "; ".join(f"{key}: {theirs.get(key)} then, {ours[key]} now" for key in different)
-            raise ValueError(f"the checkpoint's data plan is not this run's: {told}")
+        if different := [k for k in {**theirs, **ours} if ours.get(k) != theirs.get(k)]:
+            told = "; ".join(f"{k}: {theirs.get(k)} then, {ours.get(k)} now" for k in different)
+            if not self.accepts_changed_plan:
+                raise ValueError(f"the checkpoint's data plan is not this run's: {told}")
+            warnings.warn(f"going on with another data plan: {told}", stacklevel=2)
         self.next_step = state_dict["next_step"]
         # Lightning looks for the place in the loader; here it is in the data module.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
-
-
-def tokenizer_digest(tokenizer: Tokenizer) -> str:
-    """Digest of a tokenizer's ranks."""
-    return digest(*(b"%d" % rank + token for token, rank in tokenizer.ranks.items()))
-
-
-def digest(*parts: bytes) -> str:
-    """Return sixteen hexadecimal digits that change with any part."""
-    sha = hashlib.sha256()
-    for part in parts:
-        sha.update(hashlib.sha256(part).digest())
-    return sha.hexdigest()[:16]

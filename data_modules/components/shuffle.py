@@ -2,6 +2,7 @@
 
 import zlib
 from collections import deque
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -19,17 +20,24 @@ class Order:
         chunk_starts: first document of each chunk, and the number of documents last.
         seed: of the run.
         name: of the source; sources of one run differ in their order.
+        only: bool for each document; False leaves it out. None: all documents.
         window_chunks: chunks mixed at a time.
     """
 
     def __init__(
-        self, chunk_starts: np.ndarray, *, seed: int, name: str, window_chunks: int = WINDOW_CHUNKS
+        self,
+        chunk_starts: np.ndarray,
+        *,
+        seed: int,
+        name: str,
+        only: np.ndarray | None = None,
+        window_chunks: int = WINDOW_CHUNKS,
     ) -> None:
         self.chunk_starts: list[int] = chunk_starts.tolist()
-        self.seed, self.name = seed, name
+        self.seed, self.name, self.only = seed, name, only
         self.window_chunks = window_chunks
         self.epoch = 0
-        self.windows: deque[np.ndarray] = deque()
+        self.windows: Iterator[np.ndarray] = iter(())
         self.ahead: deque[int] = deque()
 
     def look(self, num: int) -> deque[int]:
@@ -37,24 +45,27 @@ class Order:
 
         The caller may remove any of them; what it leaves is served before the epoch ends.
         """
-        if not self.ahead and not self.windows:
-            self.windows.extend(self.shuffled_windows())
-            self.epoch += 1
-        while len(self.ahead) < num and self.windows:
-            self.ahead.extend(self.windows.popleft().tolist())
+        while len(self.ahead) < num:
+            window = next(self.windows, None)
+            if window is not None:
+                self.ahead.extend(window.tolist())
+            elif self.ahead:
+                break
+            else:
+                self.windows = self.shuffled_windows(self.epoch)
+                self.epoch += 1
         return self.ahead
 
     def next(self) -> int:
         """Take the next document."""
         return self.look(1).popleft()
 
-    def shuffled_windows(self) -> list[np.ndarray]:
-        """Shuffle one epoch."""
-        rng = np.random.default_rng([self.seed, zlib.crc32(self.name.encode()), self.epoch])
+    def shuffled_windows(self, epoch: int) -> Iterator[np.ndarray]:
+        """Shuffle one epoch, a window at a time: the rest is not drawn before it is needed."""
+        rng = np.random.default_rng([self.seed, zlib.crc32(self.name.encode()), epoch])
         order = rng.permutation(len(self.chunk_starts) - 1)
-        windows = []
         for first in range(0, len(order), self.window_chunks):
             chunks = order[first : first + self.window_chunks]
             spans = [np.arange(self.chunk_starts[c], self.chunk_starts[c + 1]) for c in chunks]
-            windows.append(rng.permutation(np.concatenate(spans)))
-        return windows
+            window = np.concatenate(spans)
+            yield rng.permutation(window if self.only is None else window[self.only[window]])

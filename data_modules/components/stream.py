@@ -38,13 +38,14 @@ class PlannedSteps(Dataset[Step]):
     def __init__(
         self, corpus: Corpus, plan: Plan, *, rank: int, num_ranks: int, filler_id: int
     ) -> None:
-        if plan.geometry.rows_per_step % num_ranks:
-            raise ValueError(
-                f"rows_per_step={plan.geometry.rows_per_step} cannot be shared out evenly to "
-                f"{num_ranks} data-parallel ranks"
-            )
+        for rows_per_step in sorted(set((plan.step_starts[1:] - plan.step_starts[:-1]).tolist())):
+            if rows_per_step % num_ranks:
+                raise ValueError(
+                    f"rows_per_step={rows_per_step} cannot be shared out evenly to {num_ranks} "
+                    "data-parallel ranks"
+                )
         self.corpus, self.plan, self.filler_id = corpus, plan, filler_id
-        self.rows = range(rank, plan.geometry.rows_per_step, num_ranks)
+        self.rank, self.num_ranks = rank, num_ranks
 
     def __len__(self) -> int:
         """Steps of the run."""
@@ -53,7 +54,8 @@ class PlannedSteps(Dataset[Step]):
     def __getitem__(self, step: int) -> Step:
         """Read, decode and pack one step."""
         corrupt: dict[str, str] = {}
-        rows = [self.plan.row(step, row).tolist() for row in self.rows]
+        numbers = range(self.rank, self.plan.num_rows(step), self.num_ranks)
+        rows = [self.plan.row(step, number).tolist() for number in numbers]
         documents = self.read({piece[:2] for row in rows for piece in row}, corrupt)
         return Step(
             microbatches=[self.packed(row, documents, corrupt) for row in rows], corrupt=corrupt

@@ -93,8 +93,17 @@ def train(cfg: DictConfig) -> None:
 
 
 def prepare(cfg: DictConfig) -> None:
-    """Make the corpus of a data group, or the files of a source."""
-    instantiate(cfg.source if "source" in cfg else cfg.data).prepare_data()
+    """Make the corpus of a data group, or the files of a source; or report on a plan."""
+    if not cfg.report:
+        instantiate(cfg.source if "source" in cfg else cfg.data).prepare_data()
+        return
+    if "corpora" not in cfg.data._target_:
+        raise ValueError("report=true counts what a plan of data=corpora holds: add data=corpora")
+    counts, longest = instantiate(cfg.data).report()
+    console = Console()
+    for table in counts.tables():
+        console.print(table)
+    console.print(f"the sources last {longest:,} steps: each at most max_epochs times, or once")
 
 
 def info(cfg: DictConfig) -> None:

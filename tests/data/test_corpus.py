@@ -17,6 +17,7 @@ from data_modules.components.corpus import (
     Corpus,
     CorruptDocumentError,
     SourceRecipe,
+    corpus_in,
     write_corpus,
 )
 from data_modules.components.document import Document, png
@@ -59,7 +60,7 @@ RECIPES = [
 
 def written(folder: Path, num_processes: int = 1) -> Corpus:
     write_corpus(folder, RECIPES, description={"asked": 1}, num_processes=num_processes)
-    return Corpus(folder)
+    return corpus_in(folder)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -154,7 +155,7 @@ def test_a_killed_writer_leaves_no_corpus_and_the_next_one_succeeds(tmp_path: Pa
     writer.join()
 
     with pytest.raises(FileNotFoundError, match="moonlit prepare"):
-        Corpus(folder)
+        corpus_in(folder)
     assert len(written(folder).index["letters"]) == 16
     assert not list(tmp_path.glob(".corpus.unfinished*"))
 
@@ -182,7 +183,7 @@ def test_a_flipped_bit_is_noticed_and_named(tmp_path: Path):
     (document,) = picture(4)
     flip_byte_of(tmp_path / "corpus", "pictures", document.media[1][2])
 
-    corpus = Corpus(tmp_path / "corpus")
+    corpus = corpus_in(tmp_path / "corpus")
     with pytest.raises(CorruptDocumentError, match=r"pictures/4: CRC-32 is"):
         corpus.read("pictures", 4)
     assert corpus.read("pictures", 3).num_patches == 80
@@ -198,7 +199,7 @@ def test_a_chunk_cut_short_or_gone_costs_its_documents_only(tmp_path: Path, dama
     else:
         chunk.unlink()
 
-    corpus = Corpus(folder)
+    corpus = corpus_in(folder)
     begin = time.monotonic()
     for number in range(6, 12):
         with pytest.raises(CorruptDocumentError, match=f"letters/{number}"):
@@ -219,4 +220,4 @@ def test_a_source_without_documents_is_refused(tmp_path: Path):
 def test_a_corpus_can_be_moved(tmp_path: Path):
     written(tmp_path / "corpus")
     shutil.move(tmp_path / "corpus", tmp_path / "elsewhere")
-    assert Corpus(tmp_path / "elsewhere").read("letters", 2).input_ids[0] == 1
+    assert corpus_in(tmp_path / "elsewhere").read("letters", 2).input_ids[0] == 1

@@ -13,7 +13,7 @@ from conftest import settings
 from dialogue_lines import question, with_tool, write_lines, write_set
 
 from data_modules.components.document import dialogue_document
-from data_modules.components.plan import Geometry
+from data_modules.components.mixture import Geometry
 from data_modules.components.plan_dialogues import plan_dialogues
 from data_modules.dialogues import Dialogues
 from data_modules.embedded_world import EmbeddedWorld

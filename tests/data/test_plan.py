@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from data_modules.components.document import INDEX_DTYPE
-from data_modules.components.plan import Geometry, Mixture, Plan, fingerprint, plan_run
+from data_modules.components.mixture import Geometry, Mixture
+from data_modules.components.plan import Plan, plan_run
+from data_modules.components.plan_checks import fingerprint
 from data_modules.components.plan_report import report
 from data_modules.components.shuffle import Order
 
@@ -206,8 +208,16 @@ def test_rows_and_steps_too_small_for_a_document_are_refused_by_name():
 def test_sources_of_the_wrong_kind_or_unknown_are_refused():
     index, chunk_starts = synthetic()
     for text, vision, message in [
-        ({"prose": 1.0, "scenes": 1.0}, {"pages": 1.0}, "text_mixture names 'scenes'"),
-        ({"prose": 1.0}, {"code": 1.0}, "vision_mixture names 'code'"),
+        (
+            {"prose": 1.0, "scenes": 1.0},
+            {"pages": 1.0},
+            "text_mixture names 'scenes', whose .* all",
+        ),
+        (
+            {"prose": 1.0},
+            {"code": 1.0},
+            "vision_mixture names 'code', whose .* no media",
+        ),
         ({"prose": 1.0}, {"films": 1.0}, r"'films'; the corpus has \['code', 'pages'"),
     ]:
         wrong = Mixture(text=text, vision=vision, vision_share=0.1, injection_point=0.0)

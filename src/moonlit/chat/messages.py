@@ -16,11 +16,21 @@ class Text:
     text: str
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class MediaFile:
+    """An encoded file in its native format; what is equal is the file itself."""
+
+    data: bytes
+    kind: Literal["picture", "video", "sound"]
+
+
 @dataclass(frozen=True, slots=True)
 class Image:
     """One picture, upright already (EXIF orientation is the reader's business)."""
 
     image: PILImage
+    file: MediaFile | None = None
+    """What it was decoded from; a sound has one picture for each stretch of time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +42,8 @@ class VideoChunk:
     """Time of the first frame from the start of the video [s]."""
     max_frame_patches: int | None = None
     """Patch limit of each frame, where a whole video shares one; None: the renderer's."""
+    file: MediaFile | None = None
+    """The video it was decoded from; all its chunks name the same one."""
 
 
 Part = Text | Image | VideoChunk

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from moonlit.batch import PackedMedia
-from moonlit.chat.messages import VideoChunk
+from moonlit.chat.messages import MediaFile, VideoChunk
 
 PATCH_PX = 14
 MERGE = 2
@@ -206,16 +206,39 @@ def video_chunks(
         raise ValueError(
             f"video of {len(frames)} frames, fps={fps}, sample_fps={sample_fps}: all must be > 0"
         )
-    kept_fps = min(sample_fps, fps)
-    num_kept = max(round(len(frames) * kept_fps / fps), 1)
-    kept = np.linspace(0, len(frames) - 1, num_kept).round().astype(int)
+    kept = [frames[place] for place in sampled_places(len(frames), fps, sample_fps)]
+    return chunks_of_sampled(kept, min(sample_fps, fps), limits=limits)
+
+
+def sampled_places(num_frames: int, fps: float, sample_fps: float) -> list[int]:
+    """Places of the frames that are kept of a video, in order."""
+    num_kept = max(round(num_frames * min(sample_fps, fps) / fps), 1)
+    return np.linspace(0, num_frames - 1, num_kept).round().astype(int).tolist()
+
+
+def chunks_of_sampled(
+    frames: Sequence[Image.Image],
+    fps: float,
+    *,
+    limits: PatchLimits = RELEASED_LIMITS,
+    file: MediaFile | None = None,
+) -> list[VideoChunk]:
+    """Cut the kept frames of a video into chunks with their timestamps.
+
+    Args:
+        frames: kept ones, in order.
+        fps: their rate [1/s].
+        limits: where a limit for the whole video, if any, is shared out to its frames.
+        file: the video.
+    """
     return [
         VideoChunk(
-            [frames[place] for place in kept[start : start + MAX_FRAMES_PER_CHUNK]],
-            start / kept_fps,
-            limits.per_frame_of(num_kept),
+            frames[start : start + MAX_FRAMES_PER_CHUNK],
+            start / fps,
+            limits.per_frame_of(len(frames)),
+            file,
         )
-        for start in range(0, num_kept, MAX_FRAMES_PER_CHUNK)
+        for start in range(0, len(frames), MAX_FRAMES_PER_CHUNK)
     ]
 
 
@@ -230,7 +253,9 @@ def pack_media(items: Sequence[MediaItem]) -> PackedMedia:
 
 
 def open_image(data: bytes, name: str) -> Image.Image:
-    """Decode a whole picture now, so that damage shows here and not in a later step.
+    """Decode a whole picture now and turn it upright, as its EXIF orientation says.
+
+    Damage shows here and not in a later step.
 
     Args:
         data: the encoded file.
@@ -243,8 +268,8 @@ def open_image(data: bytes, name: str) -> Image.Image:
         image = Image.open(io.BytesIO(data))
         resize_plan(*image.size)  # before decoding: a huge header must not cost memory
         image.load()
+        return ImageOps.exif_transpose(image)
     except UnidentifiedImageError as error:
         raise ValueError(f"picture {name!r} ({len(data)} bytes): no known format") from error
     except DAMAGE as error:
         raise ValueError(f"picture {name!r} ({len(data)} bytes): {error}") from error
-    return image

@@ -1,0 +1,1 @@
+"""Ways in: other people's corpora, turned into LitData chunks and an index."""

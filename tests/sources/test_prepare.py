@@ -1,0 +1,108 @@
+"""Prepared sources: equal however many processes wrote them, and whole after a kill."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from files import TABLE, json_lines, prepared, preparing
+
+from data_modules.sources.json_lines import JSONLines
+from data_modules.sources.readers import Shard
+from data_modules.sources.rows import Row, Skipped
+
+
+def reader_of(folder: Path, num_rows: int = 30) -> JSONLines:
+    file = folder / "c.jsonl"
+    if not file.is_file():
+        json_lines(file, [{"id": n % 25, "text": f"row {n}"} for n in range(num_rows)])
+    return JSONLines(files=str(file), shard_bytes=99, **TABLE)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name[0] != "."}
+
+
+class Slow(JSONLines):
+    """Notes which shards it reads, and gets stuck in the fourth."""
+
+    stuck = True
+
+    def rows(self, shard: Shard) -> Iterator[Row | Skipped]:
+        note = Path(shard.path).with_name(f"read-{shard.start}")
+        note.write_text(note.read_text() + "x" if note.is_file() else "x")
+        if self.stuck and shard.start >= 3 * 99:
+            time.sleep(60)
+        yield from super().rows(shard)
+
+
+Slow.__name__ = "JSONLines"  # as what it is asked for
+
+
+def test_the_number_of_processes_changes_no_byte(tmp_path: Path):
+    for num in (1, 3):
+        prepared(tmp_path / str(num), reader_of(tmp_path), num_processes=num)
+    assert files_of(tmp_path / "1") == files_of(tmp_path / "3")
+
+
+def test_a_killed_run_goes_on_without_redoing_shards(tmp_path: Path):
+    reader = reader_of(tmp_path)
+    slow = Slow(files=reader.files, shard_bytes=99, **TABLE)
+    fork = multiprocessing.get_context("fork")
+
+    def run() -> None:
+        os.setpgrp()
+        preparing(tmp_path / "out", slow).prepare_data()
+
+    writer = fork.Process(target=run)
+    writer.start()
+    while len(list(tmp_path.glob("out/.shards-*/[0-9]*"))) < 3:
+        time.sleep(0.02)
+    os.killpg(writer.pid, signal.SIGKILL)  # pyright: ignore[reportArgumentType]
+    writer.join()
+    assert not (tmp_path / "out" / "source.json").exists()
+
+    Slow.stuck = False
+    prepared(tmp_path / "out", slow)
+
+    prepared(tmp_path / "at_once", reader)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "at_once")
+    assert [(tmp_path / f"read-{99 * n}").read_text() for n in range(3)] == ["x"] * 3
+    assert not list((tmp_path / "out").glob(".shards-*"))
+
+
+def test_preparing_again_does_nothing_and_another_source_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    prepared(tmp_path / "out", reader_of(tmp_path))
+    before = files_of(tmp_path / "out")
+    prepared(tmp_path / "out", reader_of(tmp_path))
+    assert "holds this source already" in capfd.readouterr().err
+    assert files_of(tmp_path / "out") == before
+
+    with pytest.raises(ValueError, match=r"prepared otherwise \(max_document_tokens differ\)"):
+        prepared(tmp_path / "out", reader_of(tmp_path), max_document_tokens=3)
+
+
+def test_a_process_that_dies_is_told_with_the_shards_it_read(tmp_path: Path):
+    class Deadly(JSONLines):
+        def rows(self, shard: Shard) -> Iterator[Row | Skipped]:
+            if shard.start == 2 * 99:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield from super().rows(shard)
+
+    deadly = Deadly(files=reader_of(tmp_path).files, shard_bytes=99, **TABLE)
+    with pytest.raises(RuntimeError, match=r"died .*c\.jsonl from byte 198.* to go on"):
+        preparing(tmp_path / "out", deadly, num_processes=1).prepare_data()
+
+
+def test_the_closing_report_counts_and_names(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    report = prepared(tmp_path / "out", reader_of(tmp_path))
+    assert report["documents"] == 25
+    assert report["skipped"] == {"duplicate id": 5}
+    said = capfd.readouterr().err
+    for words in ("documents", "text tokens", "vision tokens", "patches", "duplicate id"):
+        assert words in said
