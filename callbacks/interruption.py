@@ -11,7 +11,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interruption(Callback):
-    """Turns Ctrl-C and SLURM's signals into a clean end; a second one is abrupt.
+    """Turns Ctrl-C and SLURM's signals into a clean end; a second Ctrl-C is abrupt.
 
     The step in hand is finished, then ``callbacks.checkpoint`` saves it: weights, optimizer and
     data position always agree. A signal that comes before training has begun waits for the first
@@ -39,7 +39,9 @@ class Interruption(Callback):
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
-            raise KeyboardInterrupt(f"second signal {signal.Signals(number).name}")
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt("a second Ctrl-C")
+            return  # SLURM may send one to the job and one to its steps
         self.received = signal.Signals(number)
         text = f"\n{self.received.name}: finishing this step, then saving and stopping\n"
         os.write(2, text.encode())  # print may be interrupted halfway by this very signal

@@ -111,7 +111,7 @@ def where_to_go_on(cfg: DictConfig, folder: RunFolder) -> str | None:
 
 def warn_once(text: str) -> None:
     """Say it on the first rank."""
-    if rank_zero_only.rank in (None, 0):
+    if not getattr(rank_zero_only, "rank", 0):
         print(f"moonlit: {text}", file=sys.stderr, flush=True)
 
 

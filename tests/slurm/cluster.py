@@ -207,8 +207,8 @@ SlurmdTimeout=12
 InactiveLimit=0
 MinJobAge=3000
 ReturnToService=2
-{nodes}PartitionName=debug Nodes=ALL Default=YES MaxTime=60 State=UP PriorityTier=1 GraceTime=40 OverSubscribe=NO
-PartitionName=urgent Nodes=ALL MaxTime=60 State=UP PriorityTier=10 OverSubscribe=NO
+{nodes}PartitionName=debug Nodes=ALL Default=YES PriorityTier=1 GraceTime=40
+PartitionName=urgent Nodes=ALL PriorityTier=10
 """
 
 
@@ -232,7 +232,6 @@ def wait_for(condition: Callable[[], bool], within_s: float, what: str | Callabl
     deadline = time.monotonic() + within_s
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(
-                f"waited {within_s} s for {what if isinstance(what, str) else what()}"
-            )
+            awaited = what if isinstance(what, str) else what()
+            raise TimeoutError(f"waited {within_s} s for {awaited}")
         time.sleep(POLL_S)

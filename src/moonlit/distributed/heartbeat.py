@@ -82,8 +82,8 @@ def suspects(run_dir: Path) -> str:
     """Name the ranks that are not waiting in a collective: those the others wait for."""
     now = time.time()
     return "\n".join(
-        f"moonlit: rank {sign['rank']} ({sign['host']}, process {sign['pid']}) is in no collective: "
-        f"step {sign['step']} ended {now - sign['stepped_at']:.0f} s ago, "
+        f"moonlit: rank {sign['rank']} ({sign['host']}, process {sign['pid']}) is in no "
+        f"collective: step {sign['step']} ended {now - sign['stepped_at']:.0f} s ago, "
         f"its last sign of life is {now - sign['written_at']:.0f} s old"
         for sign in signs_of_life(run_dir)
         if sign["place"] is None
