@@ -207,6 +207,7 @@ SlurmdTimeout=12
 InactiveLimit=0
 MinJobAge=3000
 ReturnToService=2
+SlurmdParameters=config_overrides
 {nodes}PartitionName=debug Nodes=ALL Default=YES PriorityTier=1 GraceTime=40
 PartitionName=urgent Nodes=ALL PriorityTier=10
 """
