@@ -21,6 +21,7 @@ COMMANDS = {
     "eval": "answer held-out tasks by generation: moonlit eval ckpt=PATH",
     "rejection_sampling": "keep right answers: moonlit rejection_sampling ckpt=PATH out=FOLDER",
     "report": "one HTML page of curves and rollouts: moonlit report run=runs/A",
+    "serve": "an engine server that trainers elsewhere sample from: moonlit serve model=tiny",
     "submit": "queue a SLURM job: moonlit submit phase=visual_rl slurm.nodes=2 --dry-run",
     "export": "write the released layout: moonlit export ckpt=PATH out=FOLDER",
 }
@@ -151,6 +152,13 @@ def report(cfg: DictConfig) -> None:
     print(f"wrote {out}")
 
 
+def serve(cfg: DictConfig) -> None:
+    """Serve an engine until a signal ends it."""
+    from moonlit.commands.engine_server import serve_engine
+
+    serve_engine(instantiate(cfg.model), settings_of(cfg))
+
+
 def submit(words: list[str]) -> None:
     """Queue a SLURM job, or a pipeline's chain; ``--dry-run`` prints it."""
     from moonlit.submit import submit as submit_words
@@ -170,7 +178,7 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
     return {
         str(key): OmegaConf.to_container(cfg[key]) if OmegaConf.is_config(cfg[key]) else cfg[key]
         for key in cfg
-        if key != "data"
+        if key not in ("data", "model")
     }
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from slurm.cluster import Cluster, why_not
+
+from tests.slurm.cluster import Cluster, why_not
 
 ROOT = Path(__file__).parents[2]
 PICTURES = {

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from slurm.cluster import Cluster, wait_for
-from slurm.conftest import Submitter
 
 from moonlit.distributed.checkpoint import weights_of
 from moonlit.report.curves import Curve, read_curves
+from tests.slurm.cluster import Cluster, wait_for
+from tests.slurm.conftest import Submitter
 
 pytestmark = pytest.mark.slurm
 STEPS = 12
