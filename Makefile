@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 
-.PHONY: setup megablocks train test slow check lock clean
+.PHONY: setup megablocks train test slow test-slurm check lock clean
 
 setup: $(VENV)/.ready
 
@@ -36,6 +36,10 @@ test: setup megablocks
 slow: setup megablocks
 	$(BIN)/pytest -m slow --durations=10
 	$(BIN)/pytest -m compile -o addopts=--strict-markers
+
+# As root, with Debian's slurmctld, slurmd, slurm-client and munge.
+test-slurm: setup
+	$(BIN)/pytest -m slurm --durations=10 tests/slurm
 
 check: setup
 	$(BIN)/ruff check .

@@ -56,8 +56,8 @@ class Checkpoints(Checkpoint):
         batch: object,
         batch_idx: int,
     ) -> None:
-        """Save when it is time; name the last one as soon as it is whole."""
-        if trainer.global_step % self.every_n_steps == 0:
+        """Save when it is time, or when a signal ends the run; name it as soon as it is whole."""
+        if trainer.should_stop or trainer.global_step % self.every_n_steps == 0:
             self.save(trainer)
         self.settle(trainer)
 
@@ -73,11 +73,16 @@ class Checkpoints(Checkpoint):
         """Save this step unless it is saved."""
         if trainer.global_step != self.saved_step:
             self.saved_step = trainer.global_step
-            trainer.save_checkpoint(self.folder / f"step_{self.saved_step:06d}.ckpt")
+            trainer.save_checkpoint(self.latest)
+
+    @property
+    def latest(self) -> Path:
+        """The checkpoint that was saved last, or is being saved."""
+        return self.folder / f"step_{self.saved_step:06d}.ckpt"
 
     def settle(self, trainer: Trainer) -> None:
         """Point ``last.ckpt`` to the latest whole checkpoint, and drop what is not to be kept."""
-        latest = self.folder / f"step_{self.saved_step:06d}.ckpt"
+        latest = self.latest
         if not trainer.is_global_zero or latest == self.linked or not latest.exists():
             return
         link = self.folder / ".last.ckpt"

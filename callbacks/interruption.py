@@ -1,8 +1,7 @@
-"""Watches for signals: the first one ends the run at the next step boundary, with a checkpoint."""
+"""Watches for signals: the first one ends the run at the next step boundary."""
 
 import os
 import signal
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -12,30 +11,39 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interruption(Callback):
-    """Turns Ctrl-C and SLURM's signals into a checkpoint and a clean end; a second one is abrupt.
+    """Turns Ctrl-C and SLURM's signals into a clean end; a second Ctrl-C is abrupt.
 
-    Nothing is saved in the middle of a step: weights, optimizer and data position always agree.
-
-    Args:
-        dirpath: folder of ``interrupted.ckpt``.
+    The step in hand is finished, then ``callbacks.checkpoint`` saves it: weights, optimizer and
+    data position always agree. A signal that comes before training has begun waits for the first
+    step.
     """
 
-    def __init__(self, *, dirpath: str) -> None:
-        self.path = Path(dirpath) / "interrupted.ckpt"
+    def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self.saved = False
+        self.stopped = False
         self.previous: dict[int, Any] = {}
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take over the signals before the model is built, which may take minutes."""
+        if stage == "fit":
+            self._take_over()
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over the signals, after Lightning has set its own."""
+        """Take them over from Lightning, which has set its own on top."""
+        self._take_over()
+
+    def _take_over(self) -> None:
         for number in SIGNALS:
-            self.previous[number] = signal.signal(number, self._note)
+            handler = signal.signal(number, self._note)
+            self.previous.setdefault(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
-            raise KeyboardInterrupt(f"second signal {signal.Signals(number).name}")
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt("a second Ctrl-C")
+            return  # SLURM may send one to the job and one to its steps
         self.received = signal.Signals(number)
-        text = f"\n{self.received.name}: finishing this step, then saving {self.path}\n"
+        text = f"\n{self.received.name}: finishing this step, then saving and stopping\n"
         os.write(2, text.encode())  # print may be interrupted halfway by this very signal
 
     def on_train_batch_end(
@@ -46,15 +54,12 @@ class Interruption(Callback):
         batch: object,
         batch_idx: int,
     ) -> None:
-        """Save and stop, on every rank or on none."""
-        received = trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
-        if received and not self.saved:
-            self.saved = True
-            trainer.save_checkpoint(self.path)
-            trainer.should_stop = True
+        """Stop on every rank or on none."""
+        if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
+            self.stopped = trainer.should_stop = True
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the signals back."""
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signals back, after Lightning has given back what it found."""
         self._restore()
 
     def on_exception(

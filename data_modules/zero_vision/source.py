@@ -11,10 +11,12 @@ IPython code. It gives no counts and no schema.
 import asyncio
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +37,36 @@ SHARD = 200
 SPLITS = {"train": 0, "held_out": 1}
 MAX_TRIES_PER_LINE = 4
 """The set is given up when so many problems were tried for each line wanted."""
+EXPECTED_TRIES_PER_LINE = 1.2
+"""What parts make ahead; what is missing then, the run that joins them makes."""
 TEXT_KINDS = ("documentation", "worked", "searches")
 
 Shard = dict[str, list[Any]]
 """``lines`` and ``rejected``, before near-duplicates are removed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of several equal shares of the work; the first is 1."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def named(cls, name: str) -> "Part":
+        """Read ``2/8``.
+
+        Raises:
+            ValueError: if there is no such part.
+        """
+        match = re.fullmatch(r"(\d+)/(\d+)", name)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise ValueError(f"source.part={name}: want INDEX/COUNT, such as 2/8")
+        return cls(int(match[1]), int(match[2]))
+
+    def __str__(self) -> str:
+        """Write it as it is read."""
+        return f"{self.index}/{self.count}"
 
 
 class ZeroVision:
@@ -53,9 +81,11 @@ class ZeroVision:
         num_held_out: held-out trajectories; of each other kind a quarter of it.
         num_workers: sandboxes at work at the same time.
         sandbox: what the code may do.
+        part: ``2/8``: make only the second of eight parts and leave it beside the set; a run
+            without it joins the parts and makes what is missing. Parts may run at the same time.
 
     Raises:
-        ValueError: if a number is not one of a set that can be made.
+        ValueError: if a number is not one of a set that can be made, or of a part that there is.
     """
 
     def __init__(
@@ -71,6 +101,7 @@ class ZeroVision:
         num_held_out: int,
         num_workers: int,
         sandbox: Policy,
+        part: str | None,
     ) -> None:
         counts = [num_trajectories, num_documentation, num_worked, num_searches, num_held_out]
         if min(counts) < 0 or num_workers < 1:
@@ -85,6 +116,7 @@ class ZeroVision:
             "held_out": {"trajectories": num_held_out, **quarter},
         }
         self.num_workers, self.sandbox = num_workers, sandbox
+        self.part = None if part is None else Part.named(part)
         self.console = Console(stderr=True)
 
     def asked_for(self) -> dict[str, Any]:
@@ -108,6 +140,10 @@ class ZeroVision:
         digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
         parts = self.folder / f"parts-{digest}"
         parts.mkdir(parents=True, exist_ok=True)
+        if self.part is not None:
+            asyncio.run(self.make_part(parts, self.part))
+            self.console.print(f"made part {self.part}; without source.part they are joined")
+            return
         report = asyncio.run(self.make(parts))
         write_whole(done, json.dumps({"asked_for": asked, **report.as_json()}, indent=1))
         shutil.rmtree(parts)
@@ -138,6 +174,18 @@ class ZeroVision:
                         self.check_enough(kind, len(kept) - enough, report)
                     write_whole(self.folder / f"{split}.jsonl", "".join(map(written, kept)))
         return report
+
+    async def make_part(self, parts: Path, part: "Part") -> None:
+        """Make one part's shards of both splits."""
+        shards = [
+            (split, kind, number)
+            for split, wanted in self.wanted.items()
+            for kind, num in wanted.items()
+            for number in range(math.ceil(num * EXPECTED_TRIES_PER_LINE / SHARD))
+        ]
+        async with Pool(self.sandbox, num_warm=self.num_workers) as pool:
+            for split, kind, number in shards[part.index - 1 :: part.count]:
+                await self.shard(parts, pool, split, kind, number)
 
     async def shard(self, parts: Path, pool: Pool, split: str, kind: str, number: int) -> Shard:
         """Read a shard that an earlier run made, or make it."""

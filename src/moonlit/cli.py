@@ -21,6 +21,8 @@ COMMANDS = {
     "eval": "answer held-out tasks by generation: moonlit eval ckpt=PATH",
     "rejection_sampling": "keep right answers: moonlit rejection_sampling ckpt=PATH out=FOLDER",
     "report": "one HTML page of curves and rollouts: moonlit report run=runs/A",
+    "serve": "an engine server that trainers elsewhere sample from: moonlit serve model=tiny",
+    "submit": "queue a SLURM job: moonlit submit phase=visual_rl slurm.nodes=2 --dry-run",
     "export": "write the released layout: moonlit export ckpt=PATH out=FOLDER",
 }
 
@@ -36,6 +38,9 @@ def main() -> None:
     if name not in COMMANDS:
         fail(f"no command {name!r}; there are {', '.join(COMMANDS)}")
     sys.argv[0] = f"moonlit {name}"
+    if name == "submit":
+        with_clear_errors(submit)(sys.argv[1:])
+        return
     sys.argv[1:] = map(quoted_words, sys.argv[1:])
     hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)(
         with_clear_errors(globals()[name])
@@ -53,15 +58,20 @@ def quoted_words(override: str) -> str:
 
 def conf_folder() -> Path:
     """Return ``conf/``: beside ``src`` in a checkout, inside the package in a wheel."""
+    return top_folder("conf")
+
+
+def top_folder(name: str) -> Path:
+    """Return a folder that lies beside ``src`` in a checkout, inside the package in a wheel."""
     package = Path(__file__).resolve().parent
-    checkout = package.parents[1] / "conf"
-    return checkout if (checkout / "train.yaml").is_file() else package / "conf"
+    checkout = package.parents[1]
+    return (checkout if (checkout / "conf/train.yaml").is_file() else package) / name
 
 
-def with_clear_errors(command: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
+def with_clear_errors(command: Callable[[Any], None]) -> Callable[[Any], None]:
     """Print the message of an error a user can mend; MOONLIT_TRACEBACK=1 shows where it arose."""
 
-    def run(cfg: DictConfig) -> None:
+    def run(cfg: Any) -> None:
         try:
             command(cfg)
         except KeyboardInterrupt:
@@ -151,6 +161,25 @@ def report(cfg: DictConfig) -> None:
     print(f"wrote {out}")
 
 
+def serve(cfg: DictConfig) -> None:
+    """Serve an engine until a signal ends it."""
+    from moonlit.commands.engine_server import serve_engine
+
+    serve_engine(instantiate(cfg.model), settings_of(cfg))
+
+
+def submit(words: list[str]) -> None:
+    """Queue a SLURM job, or a pipeline's chain; ``--dry-run`` prints it."""
+    from moonlit.submit import submit as submit_words
+
+    if "-h" in words or "--help" in words:
+        print((conf_folder() / "submit.yaml").read_text())
+        print((conf_folder() / "slurm" / "site.yaml").read_text())
+        return
+    said = ["dry_run=true" if word == "--dry-run" else word for word in words]
+    submit_words(said, conf=conf_folder(), slurm=top_folder("slurm"))
+
+
 def settings_of(cfg: DictConfig) -> dict[str, Any]:
     """Return a command's own values, without its groups; ask for what has no default."""
     if missing := OmegaConf.missing_keys(cfg):
@@ -158,7 +187,7 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
     return {
         str(key): OmegaConf.to_container(cfg[key]) if OmegaConf.is_config(cfg[key]) else cfg[key]
         for key in cfg
-        if key != "data"
+        if key not in ("data", "model")
     }
 
 

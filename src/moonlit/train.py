@@ -3,7 +3,10 @@
 import json
 import logging
 import shlex
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,17 +16,23 @@ import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from moonlit.chat.tokenizer import Tokenizer
 from moonlit.distributed.checkpoint import load_weights
 from moonlit.distributed.dep import DEPStrategy
+from moonlit.distributed.launcher import STOPPED
 from moonlit.distributed.sharded_checkpoint import is_sharded
 from moonlit.hub.reader import load_released
 from moonlit.models.kimi import Kimi
 from moonlit.phases.base import PhaseModule
 from moonlit.results import held_out_table, next_commands
+from moonlit.runs.folder import RunFolder
+from moonlit.runs.lock import RunLock
+
+AUTO = "auto"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -36,10 +45,16 @@ class Run:
     callbacks: dict[str, lightning.Callback]
 
     @property
-    def saved_at(self) -> Path | None:
-        """Where the state was saved if a signal has ended the run."""
+    def was_stopped(self) -> bool:
+        """Whether a signal has ended the run."""
         interruption: Any = self.callbacks.get("interruption")
-        return interruption.path if interruption is not None and interruption.saved else None
+        return interruption is not None and interruption.stopped
+
+    @property
+    def saved_at(self) -> Path | None:
+        """Where the state was saved last; None without ``callbacks.checkpoint``."""
+        checkpoint: Any = self.callbacks.get("checkpoint")
+        return None if checkpoint is None else checkpoint.latest
 
 
 def train(cfg: DictConfig) -> None:
@@ -51,19 +66,85 @@ def train(cfg: DictConfig) -> None:
     """
     quieten()
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
+    folder = RunFolder(Path(cfg.run_dir))
+    cfg.resume_from = where_to_go_on(cfg, folder)
     run = build(cfg)
-    run.trainer.fit(run.phase, datamodule=run.data, ckpt_path=cfg.resume_from)
+    with writing(folder, cfg, run.trainer):
+        fit(cfg, run, folder)
+
+
+def fit(cfg: DictConfig, run: Run, folder: RunFolder) -> None:
+    """Train to the end or to a signal, and say what to do next."""
     console = Console(quiet=not run.trainer.is_global_zero)
-    if run.saved_at is not None:
-        console.print(f"stopped at step {run.trainer.global_step}; go on with:")
-        console.print(f"  {resume_command(cfg.run_dir, run.saved_at)}", soft_wrap=True)
-        raise SystemExit(130)
+    console.print(f"tensorboard --logdir {cfg.run_dir}", soft_wrap=True, highlight=False)
+    if cfg.resume_from is not None:
+        console.print(f"going on from {cfg.resume_from}", soft_wrap=True, highlight=False)
+    run.trainer.fit(run.phase, datamodule=run.data, ckpt_path=cfg.resume_from)
+    if run.was_stopped:
+        said = f"stopped at step {run.trainer.global_step}; {how_to_go_on(cfg, run)}"
+        console.print(said, soft_wrap=True)
+        raise SystemExit(STOPPED)
     if run.phase.held_out_step != run.trainer.global_step:
         run.trainer.validate(run.phase, datamodule=run.data, verbose=False)
     if run.trainer.is_global_zero:
-        save_metrics(run.phase.held_out.metrics(), Path(cfg.run_dir) / "held_out.json")
+        save_metrics(run.phase.held_out.metrics(), folder.path / "held_out.json")
         console.print(held_out_table(run.phase.held_out, run.data.chance))
-        console.print(next_commands(Path(cfg.run_dir), type(run.phase).__name__))
+        console.print(next_commands(folder.path, type(run.phase).__name__))
+        folder.finish(step=run.trainer.global_step, checkpoint=run.saved_at)
+
+
+def where_to_go_on(cfg: DictConfig, folder: RunFolder) -> str | None:
+    """Return the checkpoint to resume from; ``auto`` is the newest whole one in the run's folder.
+
+    Raises:
+        ValueError: for ``auto`` in a folder of another configuration or without a whole
+            checkpoint, and for a new run in a folder that holds checkpoints.
+    """
+    if cfg.resume_from is None:
+        folder.require_unused()
+    if cfg.resume_from != AUTO:
+        return cfg.resume_from
+    folder.require_same(configuration_of(cfg))
+    newest = folder.newest_whole(warn_once)
+    return None if newest is None else str(newest)
+
+
+def warn_once(text: str) -> None:
+    """Say it on the first rank."""
+    if not getattr(rank_zero_only, "rank", 0):
+        print(f"moonlit: {text}", file=sys.stderr, flush=True)
+
+
+def configuration_of(cfg: DictConfig) -> dict[str, Any]:
+    """Return the configuration with every value resolved."""
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    return values | {"resume_from": None}
+
+
+@contextmanager
+def writing(folder: RunFolder, cfg: DictConfig, trainer: lightning.Trainer) -> Iterator[None]:
+    """Be the one job that writes the run's folder.
+
+    Raises:
+        FolderTakenError: naming the job that writes there already.
+    """
+    if not trainer.is_global_zero:
+        yield
+        return
+    lock = RunLock(folder.path)
+    lock.take()
+    try:
+        folder.record(configuration_of(cfg))
+        yield
+    finally:
+        lock.release()
+
+
+def how_to_go_on(cfg: DictConfig, run: Run) -> str:
+    """Say how to go on after a signal."""
+    if run.saved_at is None:
+        return "nothing was saved: there is no callbacks.checkpoint"
+    return f"go on with:\n  {resume_command(cfg.run_dir, run.saved_at)}"
 
 
 def resume_command(run_dir: str, saved_at: Path) -> str:

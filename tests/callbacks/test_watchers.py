@@ -13,6 +13,7 @@ from micro_run import fit
 
 from callbacks import progress, throughput
 from callbacks.attention_logits import AttentionLogits
+from callbacks.checkpoints import Checkpoints
 from callbacks.expert_load import ExpertLoad, layer_metrics, load_picture
 from callbacks.gradient_norms import GradientNorms
 from callbacks.interruption import Interruption
@@ -171,6 +172,12 @@ def test_after_a_resume_the_time_left_is_told_by_the_steps_since(
     assert [line.split("left ")[1] for line in lines] == ["20 s", "10 s", "0 s"]
 
 
+def keep(folder: Path) -> Checkpoints:
+    return Checkpoints(
+        dirpath=str(folder), every_n_steps=100, keep_last=None, keep_every_n_steps=None
+    )
+
+
 class Press(Callback):
     """Sends this process a signal inside the given steps."""
 
@@ -187,15 +194,27 @@ def test_a_signal_saves_at_the_step_boundary_and_the_run_goes_on_from_there(
     number: signal.Signals, tmp_path: Path
 ):
     before = signal.getsignal(number)
-    stop = Interruption(dirpath=str(tmp_path))
-    stopped = fit(max_steps=5, callbacks=[stop, Press(number, 2)])
-    assert (stopped.trainer.global_step, stop.received) == (3, number)
+    stop = Interruption()
+    stopped = fit(max_steps=5, callbacks=[stop, keep(tmp_path), Press(number, 2)])
+    assert (stopped.trainer.global_step, stop.received, stop.stopped) == (3, number, True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.ckpt", "step_000003.ckpt"]
     assert signal.getsignal(number) is before
 
-    resumed = fit(max_steps=5, resume_from=tmp_path / "interrupted.ckpt")
+    resumed = fit(max_steps=5, resume_from=tmp_path / "last.ckpt")
     whole = fit(max_steps=5)
     for p, q in zip(resumed.parameters(), whole.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+def test_a_signal_before_the_first_step_is_not_lost(tmp_path: Path):
+    class PressEarly(Press):
+        def on_fit_start(self, trainer, pl_module):
+            os.kill(os.getpid(), self.number)
+
+    early = PressEarly(signal.SIGUSR1)
+    stopped = fit(max_steps=5, callbacks=[Interruption(), keep(tmp_path), early])
+    assert stopped.trainer.global_step == 1
+    assert (tmp_path / "step_000001.ckpt").exists()
 
 
 def test_a_second_signal_does_not_wait(tmp_path: Path):
@@ -205,7 +224,7 @@ def test_a_second_signal_does_not_wait(tmp_path: Path):
             os.kill(os.getpid(), self.number)
 
     with pytest.raises(SystemExit):
-        fit(callbacks=[Interruption(dirpath=str(tmp_path)), PressTwice(signal.SIGINT, 0)])
+        fit(callbacks=[Interruption(), keep(tmp_path), PressTwice(signal.SIGINT, 0)])
     assert not list(tmp_path.iterdir())
 
 

@@ -167,9 +167,9 @@ def test_a_stopped_run_goes_on_with_its_own_words(monkeypatch: pytest.MonkeyPatc
         cfg = compose("train", overrides=words, return_hydra_config=True)
     monkeypatch.setattr(HydraConfig.instance(), "cfg", cfg)
 
-    command = resume_command("runs/mine", Path("runs/mine/interrupted.ckpt"))
+    command = resume_command("runs/mine", Path("runs/mine/checkpoints/step_000003.ckpt"))
 
     assert command == (
         "moonlit train model=small 'phase.trains=[mm_projector]' run_dir=runs/mine "
-        "resume_from=runs/mine/interrupted.ckpt"
+        "resume_from=runs/mine/checkpoints/step_000003.ckpt"
     )

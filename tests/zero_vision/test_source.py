@@ -25,7 +25,13 @@ def small_set(folder: Path, **changes: Any) -> ZeroVision:
         "num_trajectories": 4, "num_documentation": 2, "num_worked": 9, "num_searches": 3,
         "num_held_out": 4, "num_workers": 2,
     }  # fmt: skip
-    asked = {"folder": str(folder), "seed": 1, "tokenizer": "embedded", "sandbox": Policy()}
+    asked = {
+        "folder": str(folder),
+        "seed": 1,
+        "tokenizer": "embedded",
+        "sandbox": Policy(),
+        "part": None,
+    }
     return ZeroVision(**{**asked, **numbers, **changes})
 
 
@@ -52,6 +58,23 @@ def test_a_set_is_whole(tmp_path: Path):
     assert names == ["held_out.jsonl", "report.json", "train.jsonl"]
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["num_lines"] == len(train) + len(held_out)
+
+
+@pytest.mark.slow
+def test_parts_made_apart_join_into_the_same_set(tmp_path: Path):
+    small_set(tmp_path / "whole").prepare_data()
+    for part in ("2/2", "1/2"):
+        small_set(tmp_path / "parts", part=part).prepare_data()
+        assert not (tmp_path / "parts" / "train.jsonl").exists()
+    small_set(tmp_path / "parts").prepare_data()
+    for name in ("train.jsonl", "held_out.jsonl"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "2", "a/b"])
+def test_a_part_that_there_is_not_is_refused(tmp_path: Path, part: str):
+    with pytest.raises(ValueError, match=f"source.part={part}: want INDEX/COUNT"):
+        small_set(tmp_path, part=part)
 
 
 @pytest.mark.slow

@@ -15,7 +15,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
-from moonlit.distributed.sharded_checkpoint import STATE_FILE, ShardedWeights, is_sharded
+from moonlit.distributed.sharded_checkpoint import (
+    STATE_FILE,
+    ShardedWeights,
+    fault_of_shards,
+    is_sharded,
+)
 from moonlit.hub.disk import remove, replacing
 from moonlit.hub.mismatch import require_fit
 from moonlit.hub.reader import materialise
@@ -144,6 +149,22 @@ def stored_model(path: _PATH) -> tuple[Kimi, Mapping[str, Tensor]]:
     weights = weights_of(path)
     require_fit(shapes_of(weights), shapes_of(model.state_dict()), source=str(path))
     return model, weights
+
+
+def fault_of(path: Path) -> str | None:
+    """Say what is wrong with a checkpoint on the disk, reading all of a file; None if it is whole.
+
+    Of a folder of shards the index, the small state and the sizes are looked at: reading every
+    byte of a large model would take longer than resuming from it.
+    """
+    if path.is_dir():
+        return fault_of_shards(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, OSError) as error:
+        return str(error)
+    return None if broken is None else f"{broken} has a wrong checksum"
 
 
 def tensor_bytes(checkpoint: object) -> int:

@@ -30,6 +30,7 @@ from moonlit.batch import PackedBatch
 from moonlit.distributed.backbone import Backbone, LossSum, ShardedBackbone
 from moonlit.distributed.decoupled_encoder import DecoupledEncoder, check_recompute
 from moonlit.distributed.encoder_process import InlineEncoder, ReplicatedInlineEncoder
+from moonlit.distributed.heartbeat import suspects
 from moonlit.distributed.launcher import (
     RankLauncher,
     await_others,
@@ -241,7 +242,11 @@ class DEPStrategy(ModelParallelStrategy):
         group: Any = dist.new_group(backend="gloo")  # writing must not meet training's collectives
         self.writer = ShardedWriter(group)
         end_with_launcher(self.global_rank)
-        WHEREABOUTS.watch(rank=self.global_rank, timeout_s=self.timeout_s)
+        WHEREABOUTS.watch(
+            rank=self.global_rank,
+            timeout_s=self.timeout_s,
+            suspects=partial(suspects, Path(self.run_dir)),
+        )
 
     @override
     def setup(self, trainer: lightning.Trainer) -> None:

@@ -7,7 +7,9 @@ what Lightning keeps beside the tensors. So any other layout can read it.
 """
 
 import os
+import pickle
 import threading
+import zipfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -29,6 +31,31 @@ OPTIMIZER = "optimizer."
 def is_sharded(path: Path | str) -> bool:
     """Say whether there is a whole sharded checkpoint at ``path``."""
     return (Path(path) / INDEX_FILE).is_file() and (Path(path) / STATE_FILE).is_file()
+
+
+def fault_of_shards(path: Path) -> str | None:
+    """Say what is wrong with a folder of shards; None if index, state and sizes are right."""
+    if not is_sharded(path):
+        return f"no {INDEX_FILE} or no {STATE_FILE}"
+    try:
+        metadata = dcp.FileSystemReader(path).read_metadata()
+        with zipfile.ZipFile(path / STATE_FILE) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, pickle.UnpicklingError, OSError, EOFError) as error:
+        return f"{type(error).__name__}: {error}"
+    if broken is not None:
+        return f"{broken} in {STATE_FILE} has a wrong checksum"
+    needed: dict[str, int] = {}
+    for piece in (metadata.storage_data or {}).values():
+        end = piece.offset + piece.length
+        needed[piece.relative_path] = max(needed.get(piece.relative_path, 0), end)
+    for name, size in needed.items():
+        shard = path / name
+        if not shard.is_file():
+            return f"{name} is missing"
+        if shard.stat().st_size < size:
+            return f"{name} has {shard.stat().st_size:,} of {size:,} bytes"
+    return None
 
 
 class ShardedWriter:

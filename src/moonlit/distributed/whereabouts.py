@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 POLL_S = 1.0
@@ -21,6 +21,7 @@ class Whereabouts:
     def __init__(self) -> None:
         self.places: list[tuple[str, float]] = []
         self.rank = 0
+        self.suspects: Callable[[], str] | None = None
 
     @contextmanager
     def at(self, place: str) -> Iterator[None]:
@@ -35,9 +36,25 @@ class Whereabouts:
         """Be at another place for what is left of the innermost block."""
         self.places[-1] = (place, time.monotonic())
 
-    def watch(self, *, rank: int, timeout_s: float) -> None:
-        """Start to watch this process from a thread of its own."""
-        self.rank = rank
+    def now(self) -> tuple[str | None, float]:
+        """Return the innermost place and how long this process has been there [s]."""
+        places = list(self.places)
+        if not places:
+            return None, 0.0
+        name, since_s = places[-1]
+        return name, time.monotonic() - since_s
+
+    def watch(
+        self, *, rank: int, timeout_s: float, suspects: Callable[[], str] | None = None
+    ) -> None:
+        """Start to watch this process from a thread of its own.
+
+        Args:
+            rank: of this process.
+            timeout_s: a longer stay at one place ends the process [s].
+            suspects: says what is known of the ranks that never came.
+        """
+        self.rank, self.suspects = rank, suspects
         threading.Thread(
             target=self._poll, args=(timeout_s,), daemon=True, name="whereabouts"
         ).start()
@@ -51,6 +68,8 @@ class Whereabouts:
 
     def _give_up(self, timeout_s: float) -> None:
         print(self.report(timeout_s), file=sys.stderr, flush=True)
+        if self.suspects is not None and self.rank == 0:
+            print(self.suspects(), file=sys.stderr, flush=True)
         time.sleep(2 * POLL_S)  # the other ranks say where they are before the launcher ends them
         os._exit(1)
 

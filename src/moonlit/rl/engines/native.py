@@ -6,13 +6,13 @@ inbox that it reads between steps. So tools can run while tokens are sampled.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from moonlit.chat.special_tokens import SpecialTokens
 from moonlit.models.kimi import Kimi
@@ -21,7 +21,13 @@ from moonlit.rl.engines.continuous_batch import ContinuousBatch
 from moonlit.rl.engines.generation import Generation
 from moonlit.rl.engines.prompt import Session, require_fit
 from moonlit.rl.engines.runner import Runner
-from moonlit.rl.engines.sync import Probe, WeightSyncError, copy_weights, logprob_gap
+from moonlit.rl.engines.sync import (
+    Probe,
+    WeightSyncError,
+    copy_weights,
+    logprob_gap,
+    probe_logprobs,
+)
 
 
 class NativeEngine:
@@ -71,7 +77,7 @@ class NativeEngine:
         device = next(module.parameters()).device
         with torch.device(device):
             model = Kimi(decoder=module.decoder_shape, vision=module.vision_shape)
-        copy_weights(module, model)
+        copy_weights(module.state_dict(), model)
         return cls(model, **settings)  # pyright: ignore[reportArgumentType]
 
     @property
@@ -119,12 +125,30 @@ class NativeEngine:
                 engine then refuses to sample until a sync succeeds.
             ValueError: if the module is not this model's twin.
         """
+        await self.take_weights(
+            module.state_dict, version, trained=lambda: probe_logprobs(module, self.probe)
+        )
+
+    async def take_weights(
+        self,
+        weights: Callable[[], Mapping[str, Tensor]],
+        version: int,
+        *,
+        trained: Callable[[], Sequence[Tensor]],
+    ) -> None:
+        """Take over weights by name; as ``update_weights``, from wherever they come.
+
+        Args:
+            weights: gives them, on the engine's thread.
+            version: stamps the tokens from here on.
+            trained: gives the trainer's log-probs of the probe, on the engine's thread.
+        """
         done = asyncio.get_running_loop().create_future()
         loop = done.get_loop()
 
         def sync() -> None:
             try:
-                self._sync(module, version)
+                self._sync(weights(), version, trained)
             except Exception as error:
                 loop.call_soon_threadsafe(settle, done, None, error)
             else:
@@ -163,11 +187,15 @@ class NativeEngine:
         """End the thread; the engine serves no more."""
         self._thread.shutdown(wait=True)
 
-    def _sync(self, module: nn.Module, version: int) -> None:
-        copy_weights(module, self.model)  # refuses before it changes anything
+    def _sync(
+        self,
+        weights: Mapping[str, Tensor],
+        version: int,
+        trained: Callable[[], Sequence[Tensor]],
+    ) -> None:
+        copy_weights(weights, self.model)  # refuses before it changes anything
         self.batch.change_weights(version)
-        with torch.no_grad():
-            gap = logprob_gap(self.runner, module, self.probe)
+        gap = logprob_gap(self.runner, trained(), self.probe)
         self.sync_error = None
         if not gap <= self.max_logprob_gap:
             self.sync_error = WeightSyncError(

@@ -7,7 +7,7 @@ log-probs are computed by the trainer's forward and, token by token over the cac
 Axes: T tokens, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,15 +58,15 @@ class Probe:
         return cls(prompts)
 
 
-def copy_weights(source: nn.Module, target: nn.Module) -> None:
-    """Overwrite a network's weights with another's, cast to its dtype.
+def copy_weights(weights: Mapping[str, Tensor], target: nn.Module) -> None:
+    """Overwrite a network's weights with another's by name, cast to its dtype.
 
     Sharded tensors are gathered one at a time, so every rank of the mesh must call this.
 
     Raises:
         ValueError: if a tensor is missing, unexpected or misshapen; names them all.
     """
-    weights, own = source.state_dict(), target.state_dict()
+    own = target.state_dict()
     require_fit(
         {name: tensor.shape for name, tensor in weights.items()},
         {name: tensor.shape for name, tensor in own.items()},
@@ -74,21 +74,37 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
     )
     with torch.no_grad():
         for name, tensor in own.items():
-            given = weights[name]
-            tensor.copy_(given.full_tensor() if isinstance(given, DTensor) else given)
+            tensor.copy_(whole(weights[name]))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return all of a tensor; every rank of its mesh must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
-def logprob_gap(runner: Runner, module: nn.Module, probe: Probe) -> float:
-    """Return the largest difference of the probe's log-probs between engine and trainer [nats]."""
+def logprob_gap(runner: Runner, trained: Sequence[Tensor], probe: Probe) -> float:
+    """Return the largest difference of the probe's log-probs between engine and trainer [nats].
+
+    Args:
+        runner: the engine's.
+        trained: the trainer's log-probs, a row each.
+        probe: the rows.
+    """
     gaps = [
-        (engine_logprobs(runner, prompt) - trainer_logprobs(module, prompt).to(runner.device))
+        (engine_logprobs(runner, prompt) - theirs.to(runner.device))
         .abs()
         .nan_to_num(nan=torch.inf)
         .max()
-        for prompt in probe.prompts
+        for prompt, theirs in zip(probe.prompts, trained, strict=True)
     ]
     return float(torch.stack(gaps).max())
+
+
+@torch.no_grad()
+def probe_logprobs(module: nn.Module, probe: Probe) -> list[Tensor]:
+    """Return the trainer's log-probs of the probe, a row each; every rank must ask."""
+    return [trainer_logprobs(module, prompt) for prompt in probe.prompts]
 
 
 @torch.inference_mode()

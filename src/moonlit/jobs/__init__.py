@@ -1,0 +1,1 @@
+"""SLURM jobs: a template filled in, what the cluster has, what is submitted and chained."""

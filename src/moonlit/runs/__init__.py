@@ -1,0 +1,1 @@
+"""A run on the disk: its folder, who writes there, how far it is."""

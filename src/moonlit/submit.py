@@ -1,0 +1,224 @@
+"""Compose a SLURM job, or the chain of a pipeline, check it, and queue it."""
+
+import shlex
+from collections.abc import Sequence
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from moonlit.distributed.mesh import MeshSizes
+from moonlit.jobs.job import Job
+from moonlit.jobs.pipeline import Stage, submit_chain, words_of
+from moonlit.jobs.preflight import check_disk, check_site, partitions
+from moonlit.jobs.script import ENVIRONMENT, TEMPLATES, Site
+from moonlit.runs.folder import RunFolder
+
+OWN = ("slurm", "pipeline", "template", "name", "dry_run", "array")
+COMPOSED = {"train": "train", "sweep": "train", "prepare": "prepare", "evaluate": "eval"}
+"""Template -> the configuration that its words override."""
+
+
+def submit(words: Sequence[str], *, conf: Path, slurm: Path) -> None:
+    """Submit what the words ask for, or print it with ``dry_run``.
+
+    Args:
+        words: of the command line; those of ``conf/submit.yaml`` are the submission's, all others
+            the job's.
+        conf: folder of the configuration.
+        slurm: folder of the templates.
+
+    Raises:
+        ValueError: for what the cluster or the model cannot do, naming the key to change.
+        FileNotFoundError: for a missing ``init_from``.
+    """
+    own = [word for word in words if word.partition("=")[0].split(".")[0].lstrip("+~") in OWN]
+    said = [word for word in words if word not in own]
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
+        cfg = compose("submit", overrides=own)
+        site = site_of(cfg)
+        if cfg.template not in TEMPLATES or not (slurm / ENVIRONMENT).is_file():
+            raise ValueError(f"template={cfg.template}: want one of {', '.join(TEMPLATES)}")
+        if cfg.get("pipeline") is None:
+            submit_one(cfg, site, said, slurm)
+        else:
+            submit_pipeline(cfg, site, said, slurm)
+
+
+def site_of(cfg: DictConfig) -> Site:
+    """Return the cluster's part of the configuration.
+
+    Raises:
+        ValueError: if nobody has said what cluster this is.
+    """
+    if OmegaConf.missing_keys(cfg):
+        raise ValueError(
+            "say slurm.partition=NAME, or copy conf/slurm/site.yaml, edit it, and say slurm=FILE"
+        )
+    values: Any = OmegaConf.to_container(cfg.slurm, resolve=True)
+    return Site(**values)
+
+
+def submit_one(cfg: DictConfig, site: Site, said: Sequence[str], slurm: Path) -> None:
+    """Submit one job, or one job array."""
+    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    folder = Path(said_for("run_dir", said) or Path(site.scratch or ".") / f"runs/{cfg.name}_{now}")
+    job = job_for(cfg, site, cfg.template, folder, said, slurm)
+    check(job, pending=())
+    if cfg.dry_run:
+        print_job(job, ())
+        return
+    print_following(job, job.submit())
+
+
+def submit_pipeline(cfg: DictConfig, site: Site, said: Sequence[str], slurm: Path) -> None:
+    """Submit the stages that have not finished, each behind those that it needs."""
+    stages = [Stage.read(value) for value in OmegaConf.to_container(cfg.pipeline.stages)]  # pyright: ignore
+    root = Path(said_for("run_dir", said) or Path(site.scratch or ".") / f"runs/{cfg.name}")
+    said = [word for word in said if not word.startswith("run_dir=")]
+    names = [stage.name for stage in stages]
+
+    def folder_of(name: str) -> Path:
+        return root / f"{names.index(name) + 1}_{name}"
+
+    def job_of(stage: Stage) -> Job:
+        words = words_of(stage, said, names)
+        if stage.source is not None:
+            words.append(f"init_from={folder_of(stage.source) / 'checkpoints' / 'last.ckpt'}")
+        return job_for(
+            cfg, site, stage.template, folder_of(stage.name), words, slurm, name=stage.name
+        )
+
+    for stage in stages:  # all are looked at before the first is queued
+        check(job_of(stage), pending=[folder_of(name) for name in names])
+    dry: list[Job] = []
+
+    def queue(job: Job, after: list[str]) -> str:
+        if not cfg.dry_run:
+            return job.submit(after)
+        print_job(job, after)
+        dry.append(job)
+        return f"<{job.name}>"
+
+    console = Console()
+    for queued in submit_chain(stages, job_of, submit=queue):
+        number = "" if queued.job is None else f" as job {queued.job}"
+        console.print(f"{queued.stage}: {queued.state}{number}", markup=False, highlight=False)
+    if not cfg.dry_run:
+        console.print(f"tensorboard --logdir {root}", soft_wrap=True)
+
+
+def job_for(
+    cfg: DictConfig,
+    site: Site,
+    template: str,
+    folder: Path,
+    said: Sequence[str],
+    slurm: Path,
+    name: str | None = None,
+) -> Job:
+    """Put a job together from the words for it."""
+    words = list(said)
+    overrides = words[1:] if template == "sweep" else words
+    if template in ("train", "sweep"):
+        if not site.gpus_per_node and said_for("trainer", overrides) is None:
+            words.append("trainer=cpu")
+        if template == "train" and said_for("run_dir", overrides) is None:
+            words.append(f"run_dir={folder.absolute()}")
+    if template == "evaluate" and not site.gpus_per_node:
+        words.append("device=cpu")
+    composed = composed_for(template, [word for word in words if "=" in word])
+    return Job(
+        name=name or cfg.name,
+        template=slurm / f"{template}.sbatch",
+        folder=folder,
+        words=words,
+        site=site,
+        configuration=OmegaConf.to_yaml(composed),
+        array=None if cfg.get("pipeline") is not None else cfg.array,
+    )
+
+
+def composed_for(template: str, words: Sequence[str]) -> DictConfig:
+    """Return what a job's words mean."""
+    return compose(COMPOSED[template], overrides=[w for w in words if not w.startswith("hydra")])
+
+
+def said_for(key: str, words: Sequence[str]) -> str | None:
+    """Return the last value that the words give a key."""
+    values = [word.partition("=")[2] for word in words if word.startswith(f"{key}=")]
+    return values[-1] if values else None
+
+
+def check(job: Job, pending: Sequence[Path]) -> None:
+    """Refuse what can be seen to fail.
+
+    Args:
+        job: what is to be submitted.
+        pending: folders that jobs before it will fill.
+
+    Raises:
+        ValueError: naming the key to change.
+        FileNotFoundError: for a missing ``init_from``.
+    """
+    template = job.template.stem
+    check_site(job.site, template, partitions())
+    check_disk(Path(job.site.scratch or "."), job.site.min_free_gb)
+    if template not in ("train", "sweep"):
+        return
+    cfg = composed_for(template, [word for word in job.words if "=" in word])
+    start = cfg.init_from
+    comes = start is not None and any(Path(start).is_relative_to(folder) for folder in pending)
+    if start is not None and not comes and not Path(start).exists():
+        raise FileNotFoundError(f"init_from={start}: no such checkpoint")
+    check_layout(cfg, job.site)
+    folder = RunFolder(job.folder)
+    if template == "train" and folder.saved() and said_for("resume_from", job.words) is None:
+        values: Any = OmegaConf.to_container(cfg, resolve=True)
+        folder.require_same(values | {"resume_from": None})
+
+
+def check_layout(cfg: DictConfig, site: Site) -> None:
+    """Refuse a layout that does not fit the processes or the model, before any is started.
+
+    Raises:
+        ValueError: with the sum that does not work.
+    """
+    world = site.nodes * site.ntasks_per_node
+    sizes = cfg.strategy if "pp_size" in cfg.strategy else None
+    if sizes is None:
+        return
+    MeshSizes.for_world(
+        world,
+        pp=sizes.pp_size,
+        dp_replicate=sizes.dp_replicate_size,
+        dp_shard=sizes.dp_shard_size,
+        ep=sizes.ep_size,
+    ).check_model(instantiate(cfg.model.decoder))
+
+
+def print_job(job: Job, after: Sequence[str]) -> None:
+    """Print what would be submitted."""
+    write = partial(Console().print, markup=False, highlight=False, soft_wrap=True)
+    write(f"# {job.papers / 'configuration.yaml'}\n{job.configuration}")
+    write(f"# {job.papers / job.template.name}\n{job.script}")
+    write(f"# would be submitted by\n{shlex.join(job.command(after))}\n")
+
+
+def print_following(job: Job, number: str) -> None:
+    """Print the job's id and how to follow it."""
+    write = partial(Console().print, markup=False, highlight=False, soft_wrap=True)
+    write(f"submitted job {number}; its script lies in {job.papers}")
+    lines = [
+        f"squeue --jobs={number}",
+        f"tail -F {job.papers}/{job.name}_{number}.out",
+        f"tensorboard --logdir {job.folder}",
+        f"scancel --signal=USR1 --batch {number}   # save, and queue again",
+        f"scancel {number}   # save, and end",
+    ]
+    write("\n".join(f"  {line}" for line in lines))

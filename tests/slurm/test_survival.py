@@ -1,0 +1,173 @@
+"""Jobs of a real SLURM that are stopped in the middle end as if they had not been.
+
+Each scenario's losses, step by step, and its last checkpoint's weights are those of a job that ran
+through.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from moonlit.distributed.checkpoint import weights_of
+from moonlit.report.curves import Curve, read_curves
+from tests.slurm.cluster import Cluster, wait_for
+from tests.slurm.conftest import Submitter
+
+pytestmark = pytest.mark.slurm
+STEPS = 12
+ONE_TASK = ["--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=1"]
+TWO_NODES = ["--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2"]
+LENGTH = f"trainer.max_steps={STEPS}"
+PATIENCE_S = 400.0
+
+
+def losses(run: Path) -> Curve:
+    return read_curves(run)["train/nll_per_token"]
+
+
+def step_of(run: Path) -> int:
+    beats = run / "heartbeats" / "rank_00000.json"
+    return json.loads(beats.read_text())["step"] if beats.exists() else 0
+
+
+def await_step(run: Path, step: int) -> None:
+    wait_for(lambda: step_of(run) >= step, PATIENCE_S, f"step {step} of {run}")
+
+
+def assert_same_run(run: Path, reference: Path) -> None:
+    assert [step for step, _ in losses(run)] == [step for step, _ in losses(reference)]
+    assert losses(run) == losses(reference)
+    ours, theirs = (weights_of(path / "checkpoints" / "last.ckpt") for path in (run, reference))
+    for name in theirs:
+        assert torch.equal(ours[name], theirs[name]), name
+
+
+@pytest.fixture(scope="module")
+def reference(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
+    """One task, not disturbed."""
+    jobs = Submitter(cluster, tmp_path_factory.mktemp("reference"), data_dir)
+    job = jobs.train("run", LENGTH, options=ONE_TASK)
+    state = cluster.await_state(job, "COMPLETED", "FAILED", within_s=PATIENCE_S)
+    assert state == "COMPLETED", jobs.log(job)
+    return jobs.folder / "run"
+
+
+def finish(cluster: Cluster, jobs: Submitter, job: str) -> str:
+    state = cluster.await_state(job, "COMPLETED", "FAILED", "CANCELLED", within_s=PATIENCE_S)
+    assert state == "COMPLETED", jobs.log(job)
+    return jobs.log(job)
+
+
+def test_a_signal_saves_queues_again_and_goes_on(
+    cluster: Cluster, jobs: Submitter, reference: Path
+):
+    job = jobs.train("run", LENGTH, options=ONE_TASK)
+    await_step(jobs.folder / "run", 2)
+    cluster.run("scancel", "--signal=USR1", "--batch", job)
+    log = finish(cluster, jobs, job)
+
+    assert f"queueing job {job} again (restart 1)" in log
+    assert "going on from" in log
+    assert cluster.job(job)["Restarts"] == "1"
+    assert_same_run(jobs.folder / "run", reference)
+
+
+def test_an_urgent_job_preempts_and_the_run_goes_on_behind_it(
+    cluster: Cluster, jobs: Submitter, reference: Path
+):
+    job = jobs.train("run", LENGTH, options=ONE_TASK)
+    await_step(jobs.folder / "run", 2)
+    urgent = cluster.run(
+        "sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive",
+        f"--output={jobs.folder}/urgent.out", "--wrap=sleep 1",
+    ).strip()  # fmt: skip
+    cluster.await_state(urgent, "COMPLETED", within_s=PATIENCE_S)
+    finish(cluster, jobs, job)
+
+    assert cluster.job(job)["Restarts"] == "1"
+    assert_same_run(jobs.folder / "run", reference)
+
+
+def test_scontrol_requeue_loses_no_step(cluster: Cluster, jobs: Submitter, reference: Path):
+    job = jobs.train("run", LENGTH, options=ONE_TASK)
+    await_step(jobs.folder / "run", 2)
+    cluster.run("scontrol", "requeue", job)
+    log = finish(cluster, jobs, job)
+
+    assert "SIGTERM: finishing this step, then saving and stopping" in log
+    assert cluster.job(job)["Restarts"] == "1"
+    assert_same_run(jobs.folder / "run", reference)
+
+
+def test_a_cancelled_job_is_saved_and_stays_cancelled(cluster: Cluster, jobs: Submitter):
+    job = jobs.train("run", LENGTH, options=ONE_TASK)
+    run = jobs.folder / "run"
+    await_step(run, 2)
+    cluster.run("scancel", job)
+    wait_for(lambda: "COMPLETING" not in cluster.state(job), 60, "the end of the job")
+    wait_for(lambda: not (run / ".lock").exists(), 60, "the lock to go")
+
+    assert cluster.state(job) == "CANCELLED"
+    (saved,) = (run / "checkpoints").glob("step_*.ckpt")
+    assert 2 <= int(saved.stem.removeprefix("step_")) < STEPS
+
+
+@pytest.mark.slow
+def test_the_time_limit_is_no_end(cluster: Cluster, jobs: Submitter, reference: Path):
+    """The shortest limit is a minute; SLURM warns up to a minute early, on its own clock."""
+    job = jobs.train("run", LENGTH, options=[*ONE_TASK, "--time=1", "--signal=B:USR1@30"])
+    finish(cluster, jobs, job)
+    assert_same_run(jobs.folder / "run", reference)
+
+
+def test_two_nodes_of_two_ranks_train_and_a_lost_node_costs_no_step(
+    cluster: Cluster, jobs: Submitter
+):
+    words = [LENGTH, "strategy.ep_size=2", "callbacks.checkpoint.every_n_steps=3"]
+    whole = jobs.train("whole", *words, options=TWO_NODES)
+    log = finish(cluster, jobs, whole)
+    assert "MEMBER: 4/4" in log
+    assert log.count("step 12/12") == 1
+
+    job = jobs.train("run", *words, options=TWO_NODES)
+    await_step(jobs.folder / "run", 5)
+    wait_for(
+        lambda: (jobs.folder / "run/checkpoints/step_000003.ckpt").exists(), 60, "a checkpoint"
+    )
+    cluster.kill_node("node2")
+    lost = time.monotonic()
+    wait_for(lambda: cluster.job(job)["Restarts"] == "1", PATIENCE_S, "the requeue")
+    print(f"queued again {time.monotonic() - lost:.0f} s after the node was lost")
+    cluster.start_node("node2")
+    finish(cluster, jobs, job)
+    assert_same_run(jobs.folder / "run", jobs.folder / "whole")
+
+
+def test_two_jobs_never_write_one_folder(cluster: Cluster, jobs: Submitter):
+    first = jobs.train("run", "trainer.max_steps=500", options=ONE_TASK)
+    await_step(jobs.folder / "run", 1)
+    second = jobs.train("run", "trainer.max_steps=500", options=ONE_TASK)
+    cluster.await_state(second, "FAILED", within_s=PATIENCE_S)
+    cluster.run("scancel", first)
+
+    assert f"is written by SLURM job {first}, process" in jobs.log(second)
+
+
+def test_a_damaged_newest_checkpoint_is_said_aloud(
+    cluster: Cluster, jobs: Submitter, reference: Path
+):
+    words = [LENGTH, "callbacks.checkpoint.every_n_steps=2"]
+    job = jobs.train("run", *words, options=ONE_TASK)
+    await_step(jobs.folder / "run", 5)
+    cluster.run("scancel", job)
+    wait_for(lambda: not (jobs.folder / "run/.lock").exists(), 60, "the lock to go")
+    newest = max((jobs.folder / "run/checkpoints").glob("step_*.ckpt"))
+    newest.write_bytes(newest.read_bytes()[:-1000])
+
+    log = finish(cluster, jobs, again := jobs.train("run", *words, options=ONE_TASK))
+    assert again != job
+    assert f"{newest.name} is damaged" in log
+    assert_same_run(jobs.folder / "run", reference)
