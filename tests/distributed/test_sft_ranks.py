@@ -17,7 +17,9 @@ from moonlit.rl.engines.sync import engine_logprobs, trainer_logprobs
 ENCODER = ("vision_tower.", "mm_projector.")
 
 
-def train_sft(num_ranks: int | None, encoder: str = "decoupled") -> tuple[Outcome, float]:
+def train_sft(
+    num_ranks: int | None, encoder: str = "decoupled", ep_size: int = 1
+) -> tuple[Outcome, float]:
     """Fine-tune; then copy the sharded weights into an engine of this rank's own."""
     seed_everything(0, verbose=False)
     phase = ZeroVisionSFT(
@@ -30,7 +32,7 @@ def train_sft(num_ranks: int | None, encoder: str = "decoupled") -> tuple[Outcom
     record = Record()
     trainer = Trainer(
         accelerator="cpu", devices=num_ranks or 1,
-        strategy=strategy(encoder=encoder) if num_ranks else "auto",
+        strategy=strategy(encoder=encoder, ep_size=ep_size) if num_ranks else "auto",
         max_steps=NUM_STEPS, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, use_distributed_sampler=False, callbacks=[record],
     )  # fmt: skip
@@ -69,10 +71,14 @@ def assert_as_alone(answers: list[tuple[Outcome, float]]) -> None:
         assert gap < 1e-4
 
 
-@pytest.mark.parametrize("encoder", ["decoupled", "inline"])
-def test_two_ranks_fine_tune_as_one_process_and_each_can_sample(two_ranks: Ranks, encoder: str):
+@pytest.mark.parametrize(
+    ("encoder", "ep_size"), [("decoupled", 1), ("inline", 1), ("decoupled", 2)]
+)
+def test_two_ranks_fine_tune_as_one_process_and_each_can_sample(
+    two_ranks: Ranks, encoder: str, ep_size: int
+):
     """Catches: a collective that only rows with media join, and an engine copied from one shard."""
-    assert_as_alone(two_ranks(train_sft, 2, encoder))
+    assert_as_alone(two_ranks(train_sft, 2, encoder, ep_size))
 
 
 @pytest.mark.slow

@@ -36,6 +36,12 @@ def test_what_is_paid_is_learnt_and_its_opposite_too():
     assert even_share(opposite) < 0.1
 
 
+def test_what_was_earned_is_logged_beside_what_is_paid():
+    (logged,) = run(make_phase(Opposite()), max_steps=1)
+    assert logged["rl/earned_mean"] + logged["rl/reward_mean"] == pytest.approx(1)
+    assert logged["rl/earned_mean"] != pytest.approx(0.5)
+
+
 def test_on_policy_the_sampler_and_the_trainer_agree():
     """Catches: behavior log-probs at the wrong token, and an engine with old weights."""
     for logged in run(make_phase(), max_steps=3):

@@ -202,7 +202,7 @@ SchedulerParameters=sched_min_interval=100000,requeue_setup_env_fail
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 GresTypes=gpu
-KillWait=15
+KillWait=60
 SlurmdTimeout=12
 InactiveLimit=0
 MinJobAge=3000

@@ -141,7 +141,8 @@ class PolicyPhase(PhaseModule):
         seconds: dict[str, float] = {}
         with timed(seconds, "rollout"):
             self.last_groups = self.collect()
-        told = self.length_rule.apply(self.last_groups)
+        earned = self.mean_earned()  # before a length rule changes it
+        told = self.length_rule.apply(self.last_groups) | {"rl/earned_mean": earned}
         with timed(seconds, "train"):
             for rows in self.updates(self.last_groups):
                 rows += self.kept_rows(rows)
@@ -153,6 +154,13 @@ class PolicyPhase(PhaseModule):
         self.log_dict({f"perf/{name}_s": value for name, value in seconds.items()} | told)
         self.log_groups()
         self.log_ratios()
+
+    def mean_earned(self) -> float:
+        """Return the mean reward of the iteration's answers, over all ranks."""
+        judged = [one for group in self.last_groups for one in group.trajectories]
+        rewards = [one.reward for one in judged if one.error is None]
+        together = [reward for rank in gathered(rewards) for reward in rank]
+        return sum(together) / max(1, len(together))
 
     def collect(self) -> list[Group]:
         """Return this rank's groups of the iteration."""

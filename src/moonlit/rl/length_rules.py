@@ -50,16 +50,14 @@ class ShuffledRewards(NoRule):
         self.random = random.Random(seed)
 
     def apply(self, groups: Sequence[Group]) -> dict[str, float]:
-        """Shuffle the rewards within each group; what was earned is logged beside it."""
-        judged = [one for group in groups for one in group.trajectories if one.error is None]
-        earned = sum(one.reward for one in judged) / max(1, len(judged))
+        """Shuffle the rewards within each group."""
         for group in groups:
             some = [one for one in group.trajectories if one.error is None]
             rewards = [one.reward for one in some]
             self.random.shuffle(rewards)
             for one, reward in zip(some, rewards, strict=True):
                 one.reward = reward
-        return {"length/earned_reward": earned}
+        return {}
 
 
 class HardCap(NoRule):
