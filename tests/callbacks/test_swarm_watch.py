@@ -1,0 +1,38 @@
+"""The swarm's measures: means over an iteration's rollouts, those lost to faults left out."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from callbacks.swarm import SwarmWatch
+from moonlit.batch import Group, Task, Trajectory
+
+
+def rollout(error: str | None = None, **metrics: float) -> Trajectory:
+    return Trajectory(
+        segments=[], messages=[], spans=[], stop_reason="answer", error=error,
+        metrics=metrics, rewards={"parallel": metrics["critical_steps"] / 10},
+    )  # fmt: skip
+
+
+def logged(*groups: Group) -> dict[str, float]:
+    told: dict[str, float] = {}
+    phase: Any = SimpleNamespace(last_groups=list(groups), log_dict=told.update)
+    SwarmWatch().on_train_batch_end(SimpleNamespace(), phase, None, None, 0)  # pyright: ignore
+    return told
+
+
+def test_means_are_of_all_rollouts_that_were_not_lost():
+    task = Task(prompt=[], domain="agentic", environment="swarm", answer=None)
+    first = Group(task=task, trajectories=[rollout(critical_steps=4), rollout(critical_steps=2)])
+    lost = rollout("a fault", critical_steps=100)
+    second = Group(task=task, trajectories=[rollout(critical_steps=6, parallelism=3), lost])
+
+    told = logged(first, second)
+    assert told["swarm/critical_steps"] == 4
+    assert told["swarm/reward_parallel"] == 0.4
+    assert told["swarm/parallelism"] == 3  # of those that measured it
+    assert "swarm/retries" not in told
+
+
+def test_a_phase_without_a_swarm_is_left_alone():
+    assert logged() == {}
