@@ -88,12 +88,16 @@ def test_float32_gradients_are_those_of_one_process(two_ranks: Ranks):
         assert error < 1e-5, f"{name}: {error:.1e}"
 
 
+def slow(layout: dict[str, Any]) -> Any:
+    return pytest.param(layout, marks=pytest.mark.slow)
+
+
 FOUR = [
-    {"pp_size": 2, "dp_shard_size": 2, "zero_stage": 2},
     {"pp_size": 2, "ep_size": 2, "stages_per_rank": 2, "encoder": "inline"},
-    {"pp_size": 2, "ep_size": 2, "zero_stage": 1, "recompute": "never"},
-    {"pp_size": 2, "dp_replicate_size": 2, "stages_per_rank": 2, "recompute": "auto"},
     {"pp_size": 4, "zero_stage": 1},
+    slow({"pp_size": 2, "dp_shard_size": 2, "zero_stage": 2}),
+    slow({"pp_size": 2, "ep_size": 2, "zero_stage": 1, "recompute": "never"}),
+    slow({"pp_size": 2, "dp_replicate_size": 2, "stages_per_rank": 2, "recompute": "auto"}),
 ]
 
 
@@ -109,7 +113,13 @@ def saved_at_three(layout: dict[str, Any], path: Path) -> Outcome:
 
 
 @pytest.mark.parametrize(
-    ("written", "read"), [(INTERLEAVED, {}), ({}, TWO), (TWO, INTERLEAVED)], ids=str
+    ("written", "read"),
+    [
+        (INTERLEAVED, {}),
+        pytest.param({}, TWO, marks=pytest.mark.slow),
+        pytest.param(TWO, INTERLEAVED, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_other_pipelines_go_on_with_a_checkpoint(
     two_ranks: Ranks, tmp_path: Path, written: dict, read: dict

@@ -64,11 +64,6 @@ class PipelineBackbone(Backbone):
         self.first_number = 0
         self.at_the_end: Callable[[DecoderOutput, PackedBatch], Tensor]
 
-    @property
-    def holds_last(self) -> bool:
-        """Whether the last stage is this rank's."""
-        return self.stages[-1].is_last
-
     def run(
         self,
         microbatches: Sequence[PackedBatch],
@@ -87,6 +82,7 @@ class PipelineBackbone(Backbone):
         self.microbatches, self.features, self.at_the_end = microbatches, iter(features), loss_of
         for numbers in portions(len(microbatches), self.group.size(), len(self.stages)):
             self.pass_through(numbers)
+        self.microbatches, self.features = (), iter(())  # let go of pixels and features
         return self.from_last_stage(torch.stack([x.to(self.exact) for x in losses]).sum())
 
     def evaluate(self, batch: PackedBatch) -> DecoderOutput | None:
