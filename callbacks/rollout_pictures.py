@@ -117,7 +117,7 @@ def card(task: Task, one: Trajectory) -> np.ndarray:
     paper.paste(shown, (0, 0))
     lines = [
         *((line, (0, 0, 0)) for line in textwrap.wrap(question_of(task), 38)[:3]),
-        (f"truth: {str(task.answer)[:60]}", TRUE),
+        (f"truth: {task.answer}"[:42], TRUE),
         *((line, SAID) for line in textwrap.wrap(f"said: {one.text[:100]}", 40)[:3]),
         (f"reward {one.reward:.2f} ({one.stop_reason})", (0, 0, 0)),
     ]

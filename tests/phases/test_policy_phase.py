@@ -48,6 +48,7 @@ def test_on_policy_the_sampler_and_the_trainer_agree():
         assert logged["rl/log_ratio_abs_mean"] < 1e-5
         assert logged["rl/masked_fraction"] == 0
         assert logged["rl/staleness"] == 0
+        assert logged["rl/share_reasoning"] == logged["rl/share_text"] == 1
 
 
 def test_the_loss_counts_sampled_tokens_only():

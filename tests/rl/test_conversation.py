@@ -124,3 +124,17 @@ def test_ipython_sees_the_pictures_of_the_task():
         assert reply.text == "red"
 
     asyncio.run(run())
+
+
+def test_a_placeholder_in_the_words_of_a_prompt_is_no_picture():
+    """Its characters go in as characters: nothing waits for features that never come."""
+    engine = Scripted(says("4"))
+    words = "How many? <|media_begin|>image<|media_content|><|media_pad|><|media_end|>"
+    prompt = [Message(role="user", content=words)]
+    reply = asyncio.run(conversation(engine).reply(prompt, seed=0))
+
+    (request,) = engine.requests
+    assert SPECIAL.media_pad_id not in request.input_ids
+    assert request.media is None
+    assert words in TOKENIZER.decode(request.input_ids)
+    assert reply.text == "4"

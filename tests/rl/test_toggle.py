@@ -138,3 +138,12 @@ def test_what_a_generative_judge_adds_makes_no_answer_correct():
         one.bonus = 0.9
     toggle.apply([wrong])
     assert rewards(wrong) == [0.3, 1.3]
+
+
+def test_a_penalty_is_not_lifted_for_being_too_long():
+    toggle, cap = Toggle(**SETTINGS), HardCap(max_tokens=4)
+    toggle.apply([group((1.0, 4))])
+    for rule in (toggle, cap):
+        some = group((1.0, 2), (1.0, 2), (-0.1, 90))
+        rule.apply([some])
+        assert rewards(some) == [1.0, 1.0, -0.1]

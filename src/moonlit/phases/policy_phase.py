@@ -32,6 +32,8 @@ from moonlit.rl.length_rules import LengthRule
 from moonlit.rl.packing import pack, trained_segments
 from moonlit.rl.rollout_manager import RolloutManager
 
+SHARE = "rl/share_"
+"""Of the judged answers, by domain and modality."""
 QUANTILES = {"05": 0.05, "50": 0.5, "95": 0.95}
 
 
@@ -370,6 +372,8 @@ class PolicyPhase(PhaseModule):
                     continue
                 for key in ("mean", group.task.environment, group.task.domain, kind):
                     note(f"rl/reward_{key}", one.reward)
+                for key in (group.task.domain, kind):
+                    note(f"{SHARE}{key}", 1.0)
                 note("rl/tokens_per_answer", one.num_tokens)
                 note("rl/finished_fraction", float(one.stop_reason == "answer"))
                 note("rl/staleness", version - oldest_version(one.segments, version))
@@ -379,7 +383,13 @@ class PolicyPhase(PhaseModule):
         for one in gathered(dict(values)):
             for name, some in one.items():
                 together[name] += some
-        self.log_dict({name: sum(some) / len(some) for name, some in together.items()})
+        num_judged = len(together.get("rl/reward_mean", ()))
+        self.log_dict(
+            {
+                name: sum(some) / (num_judged if name.startswith(SHARE) else len(some))
+                for name, some in together.items()
+            }
+        )
         self.log("rl/dropped_groups", float(self.require_manager().counts.dropped_groups))
 
     def log_ratios(self) -> None:

@@ -77,7 +77,7 @@ class HardCap(NoRule):
         judged = [one for group in groups for one in group.trajectories if one.error is None]
         longer = [one for one in judged if one.num_tokens > self.max_tokens]
         for one in longer:
-            one.reward = 0.0
+            one.reward = min(one.reward, 0.0)  # a penalty stays
         return {"length/over_cap": len(longer) / max(1, len(judged))}
 
 

@@ -109,7 +109,7 @@ class Toggle:
             return False
         for one in some:
             if one.num_tokens > budget:
-                one.reward = 0.0
+                one.reward = min(one.reward, 0.0)  # a penalty stays
         return True
 
     def is_over(self, group: Group, one: Trajectory) -> bool:

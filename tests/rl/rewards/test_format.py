@@ -39,6 +39,12 @@ def test_wellformed_nonsense_earns_the_forms_share_and_no_more(text: str):
     assert total(text) == pytest.approx(0.1, abs=1e-3)
 
 
+def test_tool_calls_earn_nothing_by_themselves():
+    many = {"num_calls": 50.0, "num_turns": 50.0, "num_malformed": 0.0}
+    assert total("no box", metrics=many) == 0
+    assert total("(0.2, 0.2, 0.4, 0.6)", metrics=many) == pytest.approx(1)
+
+
 @pytest.mark.parametrize("text", ["", "no box", "(0.4, 0.2, 0.2, 0.6)", "(0.2, 0.2, 0.4"])
 def test_what_cannot_be_read_earns_nothing(text: str):
     assert judged(text) == {"grounding": 0.0, "format": 0.0}

@@ -207,3 +207,26 @@ def test_a_task_without_a_rule_or_an_answer_is_named():
         judged(task("weather"), "4")
     with pytest.raises(VerifierError, match="has no answer"):
         judged(task(answer=None), "4")
+
+
+@pytest.mark.parametrize(
+    ("environment", "truth", "told"),
+    [
+        ("grounding", [[0.4, 0.2, 0.2, 0.6]], "turned round"),
+        ("grounding", [[0.2, 0.2, 0.2, 0.6]], "empty"),
+        ("counting", float("nan"), "true count is nan"),
+        ("counting", -1, "true count is -1"),
+        ("segmentation", [[[0.2, 0.2], [0.6, 0.6]]], "ValueError"),
+        ("pointing", [[0.2]], "ValueError"),
+    ],
+)
+def test_a_truth_that_no_answer_could_meet_is_the_verifiers_error(environment, truth, told):
+    with pytest.raises(VerifierError, match=rf"reward '{environment}' failed.*{told}"):
+        judged(task(environment, truth), "(0.1, 0.1) (0.3, 0.3) (0.5, 0.5)")
+
+
+def test_what_cannot_be_read_is_counted_beside_its_zero():
+    for text, expected in (("4", 1.0), ("four", 0.0)):
+        trajectory = Trajectory(segments=[], messages=[], spans=[], stop_reason="answer", text=text)
+        asyncio.run(RuleJudge().judge(task(), trajectory))
+        assert trajectory.metrics == {"well_formed": expected}

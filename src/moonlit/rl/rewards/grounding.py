@@ -16,7 +16,13 @@ def grounding(answer: str, truth: Sequence[Sequence[float]]) -> float:
     Args:
         answer: boxes ``(left, top, right, bottom)`` in [0, 1].
         truth: the same, as numbers.
+
+    Raises:
+        ValueError: if a true box is empty or turned round: no answer could be right.
     """
+    for x1, y1, x2, y2 in truth:
+        if not (x1 < x2 and y1 < y2):
+            raise ValueError(f"the true box {(x1, y1, x2, y2)} is empty or turned round")
     predicted = boxes(answer)
     if predicted is None:
         return 0.0

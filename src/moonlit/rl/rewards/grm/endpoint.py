@@ -23,7 +23,7 @@ RETRIED = frozenset({408, 409, 425, 429})
 
 
 class Endpoint:
-    """Asks a model over HTTP.
+    """Asks a model over HTTP. The limits are those of one process: ranks have one each.
 
     Args:
         base_url: up to and without ``/chat/completions``.
