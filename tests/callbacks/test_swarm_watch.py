@@ -33,7 +33,9 @@ def logged(*groups: Group) -> dict[str, float]:
 
 def test_means_are_of_all_rollouts_that_were_not_lost():
     task = Task(prompt=[], domain="agentic", environment="swarm", answer=None)
-    first = Group(task=task, trajectories=[rollout(critical_steps=4.0), rollout(critical_steps=2.0)])
+    first = Group(
+        task=task, trajectories=[rollout(critical_steps=4.0), rollout(critical_steps=2.0)]
+    )
     lost = rollout("a fault", critical_steps=100.0)
     second = Group(task=task, trajectories=[rollout(critical_steps=6.0, parallelism=3.0), lost])
 

@@ -17,7 +17,7 @@ from moonlit.chat.tokenizer import Tokenizer
 from moonlit.models.kimi import Kimi
 
 TOKENIZER = Tokenizer.embedded()
-WORDS = {300.0: " low", 2800.0: " high"}
+LETTERS = {300.0: "a", 2800.0: "b"}
 
 
 def model() -> Kimi:
@@ -40,22 +40,23 @@ def row_of(corpus: Corpus, texts: list[int], sounds: list[int]) -> PackedBatch:
 
 
 def loss_of(network: Kimi, row: PackedBatch) -> torch.Tensor:
-    """Mean over all text: after some steps only the caption is not known beforehand."""
+    """Of the letters alone: each is the last token of its document but one."""
     assert row.media is not None
     features = network.encode_media(row.media)
     output = network(row.input_ids, row.position_ids, row.cu_seqlens, features)
     logits = network.language_model.lm_head(output.hidden_TD)
-    return torch.nn.functional.cross_entropy(logits[row.loss_mask], row.target_ids[row.loss_mask])
+    before = row.cu_seqlens[1:].long() - 3
+    return torch.nn.functional.cross_entropy(logits[before], row.target_ids[before])
 
 
 @pytest.mark.slow
 def test_sounds_are_told_apart(tmp_path: Path):
     members = {}
     for n in range(24):
-        frequency = list(WORDS)[n % 2] * (1 + 0.01 * (n // 2))
+        frequency = list(LETTERS)[n % 2] * (1 + 0.01 * (n // 2))
         members |= {
             f"{n:02d}.wav": tone(frequency, 0.5),
-            f"{n:02d}.txt": list(WORDS.values())[n % 2].encode(),
+            f"{n:02d}.txt": list(LETTERS.values())[n % 2].encode(),
         }
     tar(tmp_path / "a.tar", members)
     reader = WebDataset(files=str(tmp_path / "a.tar"), columns=None, **LIMIT)
@@ -64,7 +65,7 @@ def test_sounds_are_told_apart(tmp_path: Path):
     network = model()
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
 
-    for step in range(150):
+    for step in range(100):
         chosen = [(5 * step + k) % 20 for k in range(8)]
         optimizer.zero_grad()
         loss_of(network, row_of(corpus, chosen, chosen)).backward()
@@ -74,4 +75,4 @@ def test_sounds_are_told_apart(tmp_path: Path):
     with torch.no_grad():
         seen = loss_of(network, row_of(corpus, held_out, held_out))
         swapped = loss_of(network, row_of(corpus, held_out, [21, 20, 23, 22]))
-    assert swapped > 2 * seen
+    assert seen < 0.3 < 1.5 < swapped  # chance is 0.69
