@@ -10,10 +10,11 @@ Source: augmentation that keeps coordinates and orientation right: technical rep
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
@@ -82,12 +83,12 @@ class Augmentation:
         rng = np.random.default_rng(key)
         places = Places.of(annotated, width, height)
         if rng.random() < self.mirror:
-            image, places = F.horizontal_flip(image), places.changed(F.horizontal_flip)
+            image, places = ImageOps.mirror(image), places.changed(F.horizontal_flip)
         left, top, right, bottom = crop_around(places, self.smallest_crop, width, height, rng)
-        crop = {"top": top, "left": left, "height": bottom - top, "width": right - left}
-        size = [height, width]
-        image = F.resized_crop(image, **crop, size=size)
-        places = places.changed(lambda tensor: F.resized_crop(tensor, **crop, size=size))
+        crop, size = (top, left, bottom - top, right - left), [height, width]
+        cut: Any = F.resized_crop(image, *crop, size=size)  # pyright: ignore[reportArgumentType]
+        image = cut
+        places = places.changed(lambda tensor: F.resized_crop(tensor, *crop, size=size))
         return places.annotated(image, annotated)
 
 
@@ -108,13 +109,9 @@ class Places:
         points = [[*point, *point] for point in (*annotated.points, *corners)]
         boxes = torch.tensor([*map(list, annotated.boxes), *points], dtype=torch.float64)
         side = torch.tensor([width, height, width, height], dtype=torch.float64)
-        return cls(
-            tv_tensors.BoundingBoxes(
-                boxes.reshape(-1, 4) * side,
-                format=tv_tensors.BoundingBoxFormat.XYXY,
-                canvas_size=(height, width),
-            )
-        )
+        pixels: Any = boxes.reshape(-1, 4) * side
+        as_boxes: Any = tv_tensors.BoundingBoxes  # its overloads leave out plain tensors
+        return cls(as_boxes(pixels, format="XYXY", canvas_size=(height, width)))
 
     def changed(self, change: Change) -> "Places":
         """Move everything; nothing at all stays nothing."""
