@@ -10,13 +10,17 @@ Source: augmentation that keeps coordinates and orientation right: technical rep
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms.v2 import functional
+
+F: Any = functional
+"""Typed for tensors only; it takes Pillow's pictures too."""
 
 Key = tuple[int, ...]
 """Seed, step and document, or whatever else tells one drawing from all others."""
@@ -84,10 +88,9 @@ class Augmentation:
         if rng.random() < self.mirror:
             image, places = F.horizontal_flip(image), places.changed(F.horizontal_flip)
         left, top, right, bottom = crop_around(places, self.smallest_crop, width, height, rng)
-        crop = {"top": top, "left": left, "height": bottom - top, "width": right - left}
-        size = [height, width]
-        image = F.resized_crop(image, **crop, size=size)
-        places = places.changed(lambda tensor: F.resized_crop(tensor, **crop, size=size))
+        crop = (top, left, bottom - top, right - left, [height, width])
+        image = F.resized_crop(image, *crop)
+        places = places.changed(lambda tensor: F.resized_crop(tensor, *crop))
         return places.annotated(image, annotated)
 
 
@@ -109,7 +112,7 @@ class Places:
         boxes = torch.tensor([*map(list, annotated.boxes), *points], dtype=torch.float64)
         side = torch.tensor([width, height, width, height], dtype=torch.float64)
         return cls(
-            tv_tensors.BoundingBoxes(
+            tv_tensors.BoundingBoxes(  # pyright: ignore[reportCallIssue]
                 boxes.reshape(-1, 4) * side,
                 format=tv_tensors.BoundingBoxFormat.XYXY,
                 canvas_size=(height, width),
