@@ -185,7 +185,7 @@ class Dialogues(PlannedData):
                     dialogue = read_dialogue(path, start)
                 except BadDialogueError as error:
                     reasons.append(str(error))
-                    self.console.print(f"skipped: {error}", markup=False)
+                    self.console.print(f"skipped: {error}", markup=False, soft_wrap=True)
                     continue
                 self.check_images(dialogue, path, start)
                 num_samples += len(samples_per_user_turn(dialogue.messages))

@@ -14,10 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms.v2 import functional
+
+F: Any = functional
+"""Typed for tensors only; it takes Pillow's pictures too."""
 
 Key = tuple[int, ...]
 """Seed, step and document, or whatever else tells one drawing from all others."""
@@ -83,12 +86,11 @@ class Augmentation:
         rng = np.random.default_rng(key)
         places = Places.of(annotated, width, height)
         if rng.random() < self.mirror:
-            image, places = ImageOps.mirror(image), places.changed(F.horizontal_flip)
+            image, places = F.horizontal_flip(image), places.changed(F.horizontal_flip)
         left, top, right, bottom = crop_around(places, self.smallest_crop, width, height, rng)
-        crop, size = (top, left, bottom - top, right - left), [height, width]
-        cut: Any = F.resized_crop(image, *crop, size=size)  # pyright: ignore[reportArgumentType]
-        image = cut
-        places = places.changed(lambda tensor: F.resized_crop(tensor, *crop, size=size))
+        crop = (top, left, bottom - top, right - left, [height, width])
+        image = F.resized_crop(image, *crop)
+        places = places.changed(lambda tensor: F.resized_crop(tensor, *crop))
         return places.annotated(image, annotated)
 
 
@@ -109,9 +111,13 @@ class Places:
         points = [[*point, *point] for point in (*annotated.points, *corners)]
         boxes = torch.tensor([*map(list, annotated.boxes), *points], dtype=torch.float64)
         side = torch.tensor([width, height, width, height], dtype=torch.float64)
-        pixels: Any = boxes.reshape(-1, 4) * side
-        as_boxes: Any = tv_tensors.BoundingBoxes  # its overloads leave out plain tensors
-        return cls(as_boxes(pixels, format="XYXY", canvas_size=(height, width)))
+        return cls(
+            tv_tensors.BoundingBoxes(  # pyright: ignore[reportCallIssue]
+                boxes.reshape(-1, 4) * side,
+                format=tv_tensors.BoundingBoxFormat.XYXY,
+                canvas_size=(height, width),
+            )
+        )
 
     def changed(self, change: Change) -> "Places":
         """Move everything; nothing at all stays nothing."""

@@ -98,6 +98,8 @@ class PicturesIn:
         if kind != "image":
             raise ValueError(f"a part of type {kind!r}: want text or image_url")
         name, data = "picture", b""
+        if not isinstance(url, str):
+            raise ValueError(f"a picture is {type(url).__name__}: want a path or a data: URI")
         if url.startswith("data:"):
             try:
                 data = base64.b64decode(url.partition(",")[2], validate=True)
@@ -201,7 +203,9 @@ class MessageReader:
             name = kind.removesuffix("_url")
             if kind == "text":
                 yield Text(value["text"])
+            elif name == kind and name in ("image", "video", "audio"):
+                yield from self.media(name, value.get(kind))
             elif name in ("image", "video", "audio"):
-                yield from self.media(name, value[kind]["url"] if name != kind else value[kind])
+                yield from self.media(name, value[kind]["url"])
             else:
                 raise ValueError(f"a part of type {kind!r}: want text or image_url")

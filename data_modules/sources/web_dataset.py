@@ -104,7 +104,7 @@ class WebDataset:
                     if len(data) != member.size:
                         raise tarfile.ReadError(f"{member.name!r} is cut short")
                     yield {"fname": member.name, "data": data, "__url__": shard.path}
-                    tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  # or it keeps all
+                    tar.members = []  # pyright: ignore[reportAttributeAccessIssue] # else it keeps every header
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
             if not is_url(shard.path) and not Path(shard.path).is_file():
                 raise
