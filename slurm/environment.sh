@@ -22,11 +22,11 @@ refuse() {
   exit 1
 }
 
-# Refuse a template whose EDIT block nobody has edited, naming the line.
+# Refuse a template whose EDIT block nobody has edited, naming the line (SLURM lowers accounts).
 check_site() {
   local line
   line="$(grep -n -m 1 -E '^#SBATCH --(account|partition)=EDIT' "$0" || true)"
-  if [[ "${SLURM_JOB_ACCOUNT:-}" == EDIT || "${SLURM_JOB_PARTITION:-}" == EDIT ]]; then
+  if [[ "${SLURM_JOB_ACCOUNT:-}" == [Ee][Dd][Ii][Tt] || "${SLURM_JOB_PARTITION:-}" == EDIT ]]; then
     refuse "the EDIT block of the template is untouched: line $line"
   fi
 }
