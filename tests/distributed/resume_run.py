@@ -91,7 +91,7 @@ def rows_from(data: Corpora, next_step: int, num_ranks: int) -> list[list[int]]:
     ranks = []
     for rank in range(num_ranks):
         steps = PlannedSteps(data.corpus, data.plan, rank=rank, num_ranks=num_ranks, filler_id=0)
-        loader = PlannedLoader(steps, num_workers=data.num_workers, max_corrupt_documents=0)
+        loader = PlannedLoader(steps, num_workers=data.num_workers, max_corrupt_documents=0.0)
         loader.next_step = next_step
         ranks.append([digest_of(rows) for rows in loader])
     return [list(chain.from_iterable(zip(*step, strict=True))) for step in zip(*ranks, strict=True)]
