@@ -1,5 +1,6 @@
 """A pool of gloo processes that stays for the session: starting one costs more than most cases."""
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -83,3 +84,18 @@ def serve(rank: int, num_ranks: int, port: int, pipe: Connection) -> None:
             pipe.send((False, answer))
         except BaseException:
             pipe.send((True, f"rank {rank}:\n{traceback.format_exc()}"))
+        leave_groups()
+
+
+def leave_groups() -> None:
+    """Destroy the groups that a case has made, all but the world.
+
+    Each has a thread that wakes a hundred times a second: two hundred of them left a core no time.
+    """
+    import torch.distributed as dist
+
+    world = dist.group.WORLD
+    for group in list(dist.distributed_c10d._world.pg_map):
+        if group is not world:
+            dist.destroy_process_group(group)
+    gc.collect()  # of phases and meshes, which hold the groups too
