@@ -34,12 +34,13 @@ test: setup megablocks
 	$(BIN)/pytest -n auto
 
 slow: setup megablocks
-	$(BIN)/pytest -m slow --durations=10
+	$(BIN)/pytest -m "slow and not slurm" --durations=10
 	$(BIN)/pytest -m compile -o addopts=--strict-markers
 
-# As root, with Debian's slurmctld, slurmd, slurm-client and munge.
+# As root, with Debian's slurmctld, slurmd, slurm-client and munge. All: make test-slurm SLURM=slurm
+SLURM ?= slurm and not slow
 test-slurm: setup
-	$(BIN)/pytest -m slurm --durations=10 tests/slurm
+	$(BIN)/pytest -m "$(SLURM)" --durations=10 tests/slurm
 
 check: setup
 	$(BIN)/ruff check .

@@ -75,6 +75,7 @@ def test_a_signal_saves_queues_again_and_goes_on(
     assert_same_run(jobs.folder / "run", reference)
 
 
+@pytest.mark.slow
 def test_an_urgent_job_preempts_and_the_run_goes_on_behind_it(
     cluster: Cluster, jobs: Submitter, reference: Path
 ):
@@ -91,6 +92,7 @@ def test_an_urgent_job_preempts_and_the_run_goes_on_behind_it(
     assert_same_run(jobs.folder / "run", reference)
 
 
+@pytest.mark.slow
 def test_scontrol_requeue_loses_no_step(cluster: Cluster, jobs: Submitter, reference: Path):
     job = jobs.train("run", LENGTH, options=ONE_TASK)
     await_step(jobs.folder / "run", 2)
@@ -102,6 +104,7 @@ def test_scontrol_requeue_loses_no_step(cluster: Cluster, jobs: Submitter, refer
     assert_same_run(jobs.folder / "run", reference)
 
 
+@pytest.mark.slow
 def test_a_cancelled_job_is_saved_and_stays_cancelled(cluster: Cluster, jobs: Submitter):
     job = jobs.train("run", LENGTH, options=ONE_TASK)
     run = jobs.folder / "run"
@@ -146,6 +149,7 @@ def test_two_nodes_of_two_ranks_train_and_a_lost_node_costs_no_step(
     assert_same_run(jobs.folder / "run", jobs.folder / "whole")
 
 
+@pytest.mark.slow
 def test_two_jobs_never_write_one_folder(cluster: Cluster, jobs: Submitter):
     first = jobs.train("run", "trainer.max_steps=500", options=ONE_TASK)
     await_step(jobs.folder / "run", 1)
@@ -156,6 +160,7 @@ def test_two_jobs_never_write_one_folder(cluster: Cluster, jobs: Submitter):
     assert f"is written by SLURM job {first}, process" in jobs.log(second)
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_said_aloud(
     cluster: Cluster, jobs: Submitter, reference: Path
 ):

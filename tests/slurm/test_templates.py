@@ -57,6 +57,7 @@ def test_more_gpus_than_a_node_has_are_refused_before_the_queue(jobs: Submitter)
         jobs.train("run", options=["--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=3"])
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_each_line_of_its_file(cluster: Cluster, jobs: Submitter):
     lines = ["seed=1", "seed=2 'optim.optimizer.lr=1e-3'"]
     (jobs.folder / "sweep.txt").write_text("\n".join(lines) + "\n")
@@ -78,6 +79,7 @@ def test_a_sweep_runs_each_line_of_its_file(cluster: Cluster, jobs: Submitter):
     assert "has no line 3" in (jobs.folder / f"sweep_{job}_3.out").read_text()
 
 
+@pytest.mark.slow
 def test_a_set_is_made_in_parts_and_joined(cluster: Cluster, jobs: Submitter):
     few = [
         f"source.folder={jobs.folder}/set", "source.num_trajectories=2", "source.num_searches=1",
