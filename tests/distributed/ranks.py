@@ -8,6 +8,7 @@ import socket
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from itertools import count
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -71,10 +72,16 @@ def serve(rank: int, num_ranks: int, port: int, pipe: Connection) -> None:
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), NODE_RANK="0",
         LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(num_ranks),
     )  # fmt: skip
-    torch.distributed.init_process_group(
-        "gloo", rank=rank, world_size=num_ranks, timeout=timedelta(seconds=150)
-    )
-    while True:
+    dist = torch.distributed
+    is_first = rank == 0
+    store = dist.TCPStore("127.0.0.1", port, num_ranks, is_first, wait_for_workers=False)
+    for case in count():
+        # A world for each case: a group has a thread that wakes a hundred times a second, and two
+        # hundred of them left a core no time. Under a name of its own: the store keeps addresses.
+        dist.init_process_group(
+            "gloo", store=dist.PrefixStore(f"case {case}", store), rank=rank,
+            world_size=num_ranks, timeout=timedelta(seconds=150),
+        )  # fmt: skip
         try:
             function, args, kwargs = pipe.recv()
         except EOFError:
@@ -84,18 +91,5 @@ def serve(rank: int, num_ranks: int, port: int, pipe: Connection) -> None:
             pipe.send((False, answer))
         except BaseException:
             pipe.send((True, f"rank {rank}:\n{traceback.format_exc()}"))
-        leave_groups()
-
-
-def leave_groups() -> None:
-    """Destroy the groups that a case has made, all but the world.
-
-    Each has a thread that wakes a hundred times a second: two hundred of them left a core no time.
-    """
-    import torch.distributed as dist
-
-    world = dist.group.WORLD
-    for group in list(dist.distributed_c10d._world.pg_map):
-        if group is not world:
-            dist.destroy_process_group(group)
-    gc.collect()  # of phases and meshes, which hold the groups too
+        dist.destroy_process_group()
+        gc.collect()  # of phases and meshes, which hold groups too
