@@ -26,7 +26,7 @@ SITE = Site(
 def test_the_scripts_are_shellcheck_clean(tmp_path: Path):
     scripts = [*(ROOT / "slurm").glob("*.sbatch"), ROOT / "slurm/environment.sh"]
     assert len(scripts) == 6
-    for script in scripts:
+    for script in scripts[:]:
         if script.suffix == ".sbatch" and script.stem in TEMPLATES:
             made = tmp_path / script.name
             made.write_text(filled(script, SITE, {"job-name": "a"}))
