@@ -81,9 +81,9 @@ def test_right_answers_earn_one_and_wrong_ones_nothing():
 def test_an_answer_that_hangs_is_killed_told_and_earns_nothing(caplog: pytest.LogCaptureFixture):
     """The process that comes after it knows right from wrong."""
     with caplog.at_level(logging.WARNING):
-        found = rewards((HANGS, r"\sqrt{2}"), ("7", "7"), timeout_s=1.0)
+        found = rewards((HANGS, r"\sqrt{2}"), ("7", "7"), timeout_s=5.0)
     assert found == [0.0, 1.0]
-    assert "9^{9^{9^{9^9}}}' earns 0: no verdict within 1 s" in caplog.text
+    assert "9^{9^{9^{9^9}}}' earns 0: no verdict within 5 s" in caplog.text
 
 
 def test_a_truth_that_hangs_is_the_verifiers_error():
