@@ -21,6 +21,7 @@ SHOWN = {  # logged metric -> how it reads
     "rl/reward_mean": "reward {:.3f}",
     "rl/tokens_per_answer": "{:.1f} tokens an answer",
     "perf/tokens_per_s_per_gpu": "{:,.0f} tokens/s",
+    "perf/data_wait_fraction": "waiting for data {:.0%}",
     "data/vision_share": "vision {:.1%}",
 }
 

@@ -67,13 +67,15 @@ survive() {
     wait "$step" || status=$?
   done
   if ((status == STOPPED)); then
-    state="$(scontrol show job --oneliner "$SLURM_JOB_ID" | grep -o ' JobState=[A-Z]*')"
-    if [[ "$state" == " JobState=RUNNING" ]]; then
+    state="$(scontrol show job --oneliner "$SLURM_JOB_ID")" # a line a component
+    state="${state#* JobState=}"
+    state="${state%% *}"
+    if [[ "$state" == RUNNING ]]; then
       echo "moonlit: queueing job $SLURM_JOB_ID again (restart $((${SLURM_RESTART_COUNT:-0} + 1)))"
       scontrol requeue "$SLURM_JOB_ID"
       sleep 60 # SLURM ends this script
     fi
-    echo "moonlit: job $SLURM_JOB_ID ends:$state"
+    echo "moonlit: job $SLURM_JOB_ID ends: $state"
   fi
   return "$status"
 }

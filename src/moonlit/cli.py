@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.errors import InstantiationException
+from hydra.errors import ConfigCompositionException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -68,6 +68,9 @@ def top_folder(name: str) -> Path:
     return (checkout if (checkout / "conf/train.yaml").is_file() else package) / name
 
 
+MENDABLE = (OSError, ValueError, RuntimeError, OmegaConfBaseException, ConfigCompositionException)
+
+
 def with_clear_errors(command: Callable[[Any], None]) -> Callable[[Any], None]:
     """Print the message of an error a user can mend; MOONLIT_TRACEBACK=1 shows where it arose."""
 
@@ -76,7 +79,7 @@ def with_clear_errors(command: Callable[[Any], None]) -> Callable[[Any], None]:
             command(cfg)
         except KeyboardInterrupt:
             fail("interrupted", status=130)
-        except (OSError, ValueError, RuntimeError, OmegaConfBaseException) as error:
+        except MENDABLE as error:
             if os.environ.get("MOONLIT_TRACEBACK"):
                 raise
             fail(f"{error}\n(MOONLIT_TRACEBACK=1 shows where)")

@@ -154,6 +154,7 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(capsys: pytest.Captu
     shown = [line for line in lines if line.startswith("step ")]
     assert [line.split()[1] for line in shown] == ["1/3", "3/3"]
     assert "vision 11.4%" in shown[0]
+    assert "waiting for data" in shown[-1]
     assert "loss" in shown[0]
 
 

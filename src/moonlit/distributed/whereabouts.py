@@ -68,7 +68,7 @@ class Whereabouts:
 
     def _give_up(self, timeout_s: float) -> None:
         print(self.report(timeout_s), file=sys.stderr, flush=True)
-        if self.suspects is not None and self.rank == 0:
+        if self.suspects is not None and self.rank < 2:  # the second, should the first be stuck
             print(self.suspects(), file=sys.stderr, flush=True)
         time.sleep(2 * POLL_S)  # the other ranks say where they are before the launcher ends them
         os._exit(1)
