@@ -28,6 +28,7 @@ from moonlit.rl.engines.wire import (
     request_as_json,
     secret,
 )
+from moonlit.rl.loop_thread import LoopThread
 
 ERRORS = {kind.__name__: kind for kind in (ValueError, FloatingPointError, WeightSyncError)}
 RETRY_S = 0.5
@@ -59,8 +60,9 @@ class RemoteEngine:
         self.headers = {SECRET_HEADER: secret()}
         self.probe: Probe | None = None
         self._num_sampled = 0
-        self._clients: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession] = {}
-        self._endings: set[asyncio.Task[Any]] = set()
+        # Connections outlive the event loops of those who ask: they live on a loop of their own.
+        self._thread = LoopThread("engine servers")
+        self._client: aiohttp.ClientSession | None = None
 
     @classmethod
     def connect(
@@ -85,9 +87,12 @@ class RemoteEngine:
         async def begin() -> None:
             await engine.await_servers()
             await engine.update_weights(module, version)
-            await engine.hang_up()
 
-        asyncio.run(begin())
+        try:
+            asyncio.run(begin())
+        except BaseException:
+            engine.close()
+            raise
         return engine
 
     # Sampling
@@ -112,13 +117,7 @@ class RemoteEngine:
         try:
             yield name
         finally:
-            try:
-                loop = asyncio.get_running_loop()
-            except RuntimeError:  # the loop has ended before; the server forgets at the next sync
-                return
-            ending = loop.create_task(self.call("DELETE", self.server, f"/sessions/{name}"))
-            self._endings.add(ending)
-            ending.add_done_callback(self._endings.discard)
+            self._thread.start(self._request("DELETE", self.server, f"/sessions/{name}"))
 
     @property
     def num_sampled_tokens(self) -> int:
@@ -135,10 +134,9 @@ class RemoteEngine:
 
     def close(self) -> None:
         """Leave the servers, which go on for others; a job ends them."""
-        for loop, client in self._clients.items():
-            if not loop.is_closed() and loop.is_running():
-                asyncio.run_coroutine_threadsafe(client.close(), loop)
-        self._clients.clear()
+        if self._client is not None:
+            self._thread.run(self._client.close())
+        self._thread.close()
 
     # Weights
 
@@ -196,9 +194,20 @@ class RemoteEngine:
                     await asyncio.sleep(RETRY_S)
 
     async def call(self, method: str, server: str, path: str, **content: Any) -> Any:
-        """Call a server; raise here what it was refused with there."""
+        """Call a server from any event loop; raise here what it was refused with there."""
+        return await asyncio.wrap_future(
+            self._thread.start(self._request(method, server, path, **content))
+        )
+
+    async def _request(self, method: str, server: str, path: str, **content: Any) -> Any:
+        if self._client is None:
+            self._client = aiohttp.ClientSession(
+                headers=self.headers,
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=30),
+                connector=aiohttp.TCPConnector(limit=0),
+            )
         try:
-            async with self._client().request(method, server + path, **content) as answer:
+            async with self._client.request(method, server + path, **content) as answer:
                 value = await answer.json()
         except (aiohttp.ClientError, ConnectionError) as error:
             raise EngineServerError(f"engine server {server}: {error}") from error
@@ -206,19 +215,3 @@ class RemoteEngine:
             return value
         kind = ERRORS.get(value.get("kind", ""), EngineServerError)
         raise kind(f"engine server {server}: {value.get('error', answer.status)}")
-
-    def _client(self) -> aiohttp.ClientSession:
-        loop = asyncio.get_running_loop()
-        if loop not in self._clients:
-            self._clients[loop] = aiohttp.ClientSession(
-                headers=self.headers,
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=30),
-                connector=aiohttp.TCPConnector(limit=0),
-            )
-        return self._clients[loop]
-
-    async def hang_up(self) -> None:
-        """Close this loop's connections."""
-        client = self._clients.pop(asyncio.get_running_loop(), None)
-        if client is not None:
-            await client.close()

@@ -5,6 +5,7 @@ It starts with random weights and refuses to sample until a trainer has sent its
 
 import asyncio
 import json
+import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -132,14 +133,16 @@ class EngineServer:
 
 
 async def serve(engine: NativeEngine, *, host: str, port: int, secret: str) -> None:
-    """Serve until cancelled."""
+    """Serve until cancelled, or until the process is sent SIGTERM."""
     server = EngineServer(engine, secret=secret)
     runner = web.AppRunner(server.application(), handler_cancellation=True)
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()
         print(json.dumps({"serving": f"{host}:{port}"}), flush=True)
-        await asyncio.Event().wait()
+        ended = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+        await ended.wait()
     finally:
         await runner.cleanup()
         engine.close()
