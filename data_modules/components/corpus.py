@@ -103,11 +103,11 @@ def write_corpus(
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a file lock: one process of this machine writes at a time."""
+def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold a file lock: one process writes at a time, or several that hold it as a shared one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
 
 

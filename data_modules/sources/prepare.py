@@ -16,10 +16,10 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from data_modules.components.corpus import (
 )
 from data_modules.components.digests import digest, tokenizer_digest
 from data_modules.components.document import INDEX_DTYPE
+from data_modules.components.part import Part
 from data_modules.sources.readers import Reader, Shard
 from data_modules.sources.report import Report
 from data_modules.sources.rows import RowReader, Skipped, SkippedError
@@ -60,6 +61,9 @@ class PrepareSource:
         max_document_tokens: a document with media that has more is left out, for it is never cut.
         sound: read sounds too, as pictures of their spectra.
         num_processes: None: as many as this process may use cores.
+        part: ``2/8``: read only the second of eight parts of the shards and leave it beside the
+            source; a run without it reads what is missing and joins all. Parts may run at the
+            same time.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class PrepareSource:
         max_document_tokens: int | None,
         sound: bool,
         num_processes: int | None,
+        part: str | None = None,
     ) -> None:
         self.folder, self.reader = Path(folder), reader
         self.rows = RowReader(
@@ -79,6 +84,7 @@ class PrepareSource:
             sound=sound,
         )
         self.num_processes = num_processes or len(os.sched_getaffinity(0))
+        self.part = Part.named(part)
         self.console = Console(stderr=True)
 
     def asked_for(self) -> dict[str, Any]:
@@ -99,7 +105,7 @@ class PrepareSource:
             OSError: if the disk is full, naming the folder.
         """
         asked = json.loads(json.dumps(self.asked_for()))
-        with full_disk_named(self.folder), locked(self.folder / ".lock"):
+        with full_disk_named(self.folder), self.locked():
             if (self.folder / SOURCE).is_file():
                 self.check_same(asked)
                 return
@@ -107,7 +113,12 @@ class PrepareSource:
             parts.mkdir(parents=True, exist_ok=True)
             shards = self.reader.shards()
             writer = ShardWriter(parts, self.reader, self.rows)
-            self.write_all(writer, list(enumerate(shards)))
+            numbered = list(enumerate(shards))
+            if self.part is not None:
+                self.write_all(writer, self.part.of(numbered))
+                self.console.print(f"made part {self.part}; without source.part they are joined")
+                return
+            self.write_all(writer, numbered)
             for number, repeated in writer.repeated_ids(len(shards)).items():
                 write_shard_of(writer, number, shards[number], repeated)
             report = self.join(parts, len(shards))
@@ -116,8 +127,22 @@ class PrepareSource:
             os.replace(parts / SOURCE, self.folder / SOURCE)
             for left in self.folder.glob(".shards-*"):
                 shutil.rmtree(left)
+            for lock in self.folder.glob(".lock-*"):
+                lock.unlink()
         self.console.print(report.table(str(self.folder)))
         self.console.print(f"wrote {self.folder}", soft_wrap=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Let other parts read on, but no other run of the same part, and nobody who joins them."""
+        lock = self.folder / ".lock"
+        if self.part is None:
+            with locked(lock):
+                yield
+            return
+        own = self.folder / f".lock-{self.part.index}-of-{self.part.count}"
+        with locked(lock, shared=True), locked(own):
+            yield
 
     def check_same(self, asked: dict[str, Any]) -> None:
         """Refuse to take another source for this one.

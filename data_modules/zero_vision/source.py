@@ -13,10 +13,9 @@ import hashlib
 import json
 import math
 import os
-import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from data_modules.components.part import Part
 from data_modules.zero_vision.duplicates import Seen
 from data_modules.zero_vision.lines import line
 from data_modules.zero_vision.report import Report
@@ -43,30 +43,6 @@ TEXT_KINDS = ("documentation", "worked", "searches")
 
 Shard = dict[str, list[Any]]
 """``lines`` and ``rejected``, before near-duplicates are removed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One of several equal shares of the work; the first is 1."""
-
-    index: int
-    count: int
-
-    @classmethod
-    def named(cls, name: str) -> "Part":
-        """Read ``2/8``.
-
-        Raises:
-            ValueError: if there is no such part.
-        """
-        match = re.fullmatch(r"(\d+)/(\d+)", name)
-        if match is None or not 1 <= int(match[1]) <= int(match[2]):
-            raise ValueError(f"source.part={name}: want INDEX/COUNT, such as 2/8")
-        return cls(int(match[1]), int(match[2]))
-
-    def __str__(self) -> str:
-        """Write it as it is read."""
-        return f"{self.index}/{self.count}"
 
 
 class ZeroVision:
@@ -116,7 +92,7 @@ class ZeroVision:
             "held_out": {"trajectories": num_held_out, **quarter},
         }
         self.num_workers, self.sandbox = num_workers, sandbox
-        self.part = None if part is None else Part.named(part)
+        self.part = Part.named(part)
         self.console = Console(stderr=True)
 
     def asked_for(self) -> dict[str, Any]:
@@ -175,7 +151,7 @@ class ZeroVision:
                     write_whole(self.folder / f"{split}.jsonl", "".join(map(written, kept)))
         return report
 
-    async def make_part(self, parts: Path, part: "Part") -> None:
+    async def make_part(self, parts: Path, part: Part) -> None:
         """Make one part's shards of both splits."""
         shards = [
             (split, kind, number)
@@ -184,7 +160,7 @@ class ZeroVision:
             for number in range(math.ceil(num * EXPECTED_TRIES_PER_LINE / SHARD))
         ]
         async with Pool(self.sandbox, num_warm=self.num_workers) as pool:
-            for split, kind, number in shards[part.index - 1 :: part.count]:
+            for split, kind, number in part.of(shards):
                 await self.shard(parts, pool, split, kind, number)
 
     async def shard(self, parts: Path, pool: Pool, split: str, kind: str, number: int) -> Shard:

@@ -48,6 +48,27 @@ def test_the_number_of_processes_changes_no_byte(tmp_path: Path):
     assert files_of(tmp_path / "1") == files_of(tmp_path / "3")
 
 
+def test_parts_read_their_shards_alone_and_are_joined_as_if_there_were_none(tmp_path: Path):
+    reader = Slow(files=reader_of(tmp_path, num_rows=25).files, shard_bytes=99, **TABLE)
+    reader.stuck = False
+    num_shards = len(reader.shards())
+    for part in ("2/3", "3/3"):
+        preparing(tmp_path / "parts", reader, part=part).prepare_data()
+        assert not (tmp_path / "parts/source.json").exists()
+    read = {path.name: path.read_text() for path in tmp_path.glob("read-*")}
+    assert len(read) == num_shards - len(range(0, num_shards, 3))
+    prepared(tmp_path / "parts", reader)
+    assert {(tmp_path / name).read_text() for name in read} == {"x"}
+    prepared(tmp_path / "whole", reader_of(tmp_path))
+    assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("part", ["0/3", "4/3", "half", "1/0"])
+def test_a_part_that_is_none_is_refused(part: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=f"source.part={part}: want INDEX/COUNT"):
+        preparing(tmp_path, reader_of(tmp_path), part=part)
+
+
 def test_a_killed_run_goes_on_without_redoing_shards(tmp_path: Path):
     reader = reader_of(tmp_path)
     slow = Slow(files=reader.files, shard_bytes=99, **TABLE)
