@@ -52,10 +52,11 @@ is_set() {
   return 1
 }
 
-STOPPED=130 # exit status of a run that a signal has ended after it was saved
+STOPPED=130              # exit status of a run that a signal has ended after it was saved
+WARNED=$((128 + $(kill -l USR1))) # and of one that was warned before it listened: nothing to save
 
-# Run a job step; pass the warning of the time limit on to it; queue the job again when the step was
-# saved and stopped, unless somebody has cancelled the job. survive COMMAND...
+# Run a job step; pass the warning of the time limit on to it; queue the job again when the step has
+# stopped for it, unless somebody has cancelled the job. survive COMMAND...
 survive() {
   local status=0 step state
   srun --kill-on-bad-exit=1 ${SRUN_OPTIONS[@]+"${SRUN_OPTIONS[@]}"} "$@" &
@@ -66,7 +67,7 @@ survive() {
     status=0
     wait "$step" || status=$?
   done
-  if ((status == STOPPED)); then
+  if ((status == STOPPED || status == WARNED)); then
     state="$(scontrol show job --oneliner "$SLURM_JOB_ID")" # a line a component
     state="${state#* JobState=}"
     state="${state%% *}"

@@ -16,11 +16,14 @@ from moonlit.distributed.mesh import MeshSizes
 from moonlit.jobs.job import Job
 from moonlit.jobs.pipeline import Stage, submit_chain, words_of
 from moonlit.jobs.preflight import check_disk, check_site, partitions
-from moonlit.jobs.script import ENVIRONMENT, TEMPLATES, Site
+from moonlit.jobs.script import ENVIRONMENT, RUNS, TEMPLATES, Site
 from moonlit.runs.folder import RunFolder
 
 OWN = ("slurm", "pipeline", "template", "name", "dry_run", "array")
-COMPOSED = {"train": "train", "sweep": "train", "prepare": "prepare", "evaluate": "eval"}
+COMPOSED = {
+    "train": "train", "rl_disaggregated": "train", "sweep": "train", "prepare": "prepare",
+    "evaluate": "eval",
+}  # fmt: skip
 """Template -> the configuration that its words override."""
 
 
@@ -125,10 +128,10 @@ def job_for(
     """Put a job together from the words for it."""
     words = list(said)
     overrides = words[1:] if template == "sweep" else words
-    if template in ("train", "sweep"):
+    if template in (*RUNS, "sweep"):
         if not site.gpus_per_node and said_for("trainer", overrides) is None:
             words.append("trainer=cpu")
-        if template == "train" and said_for("run_dir", overrides) is None:
+        if template in RUNS and said_for("run_dir", overrides) is None:
             words.append(f"run_dir={folder.absolute()}")
     if template == "evaluate" and not site.gpus_per_node:
         words.append("device=cpu")
@@ -146,7 +149,9 @@ def job_for(
 
 def composed_for(template: str, words: Sequence[str]) -> DictConfig:
     """Return what a job's words mean."""
-    return compose(COMPOSED[template], overrides=[w for w in words if not w.startswith("hydra")])
+    own = ["engine@phase.build_engine=remote"] if template == "rl_disaggregated" else []
+    overrides = [word for word in words if not word.startswith("hydra")]
+    return compose(COMPOSED[template], overrides=[*overrides, *own])
 
 
 def said_for(key: str, words: Sequence[str]) -> str | None:
@@ -169,7 +174,7 @@ def check(job: Job, pending: Sequence[Path]) -> None:
     template = job.template.stem
     check_site(job.site, template, partitions())
     check_disk(Path(job.site.scratch or "."), job.site.min_free_gb)
-    if template not in ("train", "sweep"):
+    if template not in (*RUNS, "sweep"):
         return
     cfg = composed_for(template, [word for word in job.words if "=" in word])
     start = cfg.init_from
@@ -178,7 +183,7 @@ def check(job: Job, pending: Sequence[Path]) -> None:
         raise FileNotFoundError(f"init_from={start}: no such checkpoint")
     check_layout(cfg, job.site)
     folder = RunFolder(job.folder)
-    if template == "train" and folder.saved() and said_for("resume_from", job.words) is None:
+    if template in RUNS and folder.saved() and said_for("resume_from", job.words) is None:
         values: Any = OmegaConf.to_container(cfg, resolve=True)
         folder.require_same(values | {"resume_from": None})
 

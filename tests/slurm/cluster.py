@@ -138,6 +138,11 @@ class Cluster:
         text = self.run("scontrol", "show", "job", "-o", job_id).splitlines()[0]
         return dict(word.split("=", 1) for word in text.split() if "=" in word)
 
+    def steps(self, job_id: str) -> list[str]:
+        """Return the running steps that ``srun`` has made in a job."""
+        lines = self.run("squeue", "-h", "--steps", "-j", job_id, "-o", "%i").split()
+        return [step for step in lines if step.rpartition(".")[2].isdigit()]
+
     def state(self, job_id: str) -> str:
         """Return a job's state, such as ``RUNNING``."""
         return self.job(job_id)["JobState"]
@@ -189,6 +194,7 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
+SlurmdDebug=debug
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SwitchType=switch/none

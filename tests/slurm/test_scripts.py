@@ -8,14 +8,14 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from moonlit.jobs.preflight import Partition, check_site, gpus_of, minutes
-from moonlit.jobs.script import TEMPLATES, Site, filled, with_option
+from moonlit.jobs.script import HETEROGENEOUS, TEMPLATES, Site, filled, with_option
 from moonlit.submit import COMPOSED
 
 ROOT = Path(__file__).parents[2]
 PHASES = sorted(path.stem for path in (ROOT / "conf/phase").glob("*.yaml"))
 MODELS = sorted(path.stem for path in (ROOT / "conf/model").glob("*.yaml"))
 SITE = Site(
-    account="physics", partition="gpu", nodes=4, gpus_per_node=8, ntasks_per_node=8,
+    account="physics", partition="gpu", nodes=4, engine_nodes=2, gpus_per_node=8, ntasks_per_node=8,
     cpus_per_task=12, time="12:00:00", setup=["module load cuda", "source env/bin/activate"],
     srun_options=["--container-image=a b.sqsh"], scratch="/scratch/me", min_free_gb=50,
     extra={"constraint": "h100"},
@@ -77,6 +77,19 @@ def test_a_site_fills_the_edit_block():
         assert line in text
     assert "EDIT\n" not in text.replace("END EDIT", "")
     assert text.count("#SBATCH --nodes=") == 1
+
+
+def test_trainers_and_engine_servers_have_nodes_of_their_own():
+    text = filled(ROOT / "slurm/rl_disaggregated.sbatch", SITE, {"job-name": "mine"})
+    trainers, engines = text.partition("set -euo")[0].split(HETEROGENEOUS)
+    assert "#SBATCH --nodes=4\n" in trainers
+    assert "#SBATCH --nodes=2\n" in engines
+    for line in ("--account=physics", "--partition=gpu", "--gpus-per-node=8", "--time=12:00:00"):
+        assert f"#SBATCH {line}\n" in trainers
+        assert f"#SBATCH {line}\n" in engines
+    assert "--job-name" not in engines
+    with pytest.raises(ValueError, match=r"nodes=4 and slurm\.engine_nodes=2, but gpu has 5"):
+        check_site(SITE, "rl_disaggregated", {"gpu": Partition(5, 8, 96, None)})
 
 
 def test_a_job_on_cpus_asks_for_no_gpus():

@@ -119,10 +119,28 @@ def test_a_cancelled_job_is_saved_and_stays_cancelled(cluster: Cluster, jobs: Su
 
 
 @pytest.mark.slow
-def test_the_time_limit_is_no_end(cluster: Cluster, jobs: Submitter, reference: Path):
-    """The shortest limit is a minute; SLURM warns up to a minute early, on its own clock."""
-    job = jobs.train("run", LENGTH, options=[*ONE_TASK, "--time=1", "--signal=B:USR1@30"])
+def test_the_time_limit_is_no_end(cluster: Cluster, jobs: Submitter):
+    """SLURM warns by its own clock, which ticks twice a minute: 30 to 60 s before the limit."""
+    length = "trainer.max_steps=250"
+    whole = jobs.train("whole", length, options=ONE_TASK)
+    finish(cluster, jobs, whole)
+    job = jobs.train("run", length, options=[*ONE_TASK, "--time=2", "--signal=B:USR1@30"])
     finish(cluster, jobs, job)
+    assert int(cluster.job(job)["Restarts"]) > 0
+    assert_same_run(jobs.folder / "run", jobs.folder / "whole")
+
+
+@pytest.mark.slow
+def test_a_warning_that_comes_before_the_run_listens_queues_it_again(
+    cluster: Cluster, jobs: Submitter, reference: Path
+):
+    job = jobs.train("run", LENGTH, options=ONE_TASK)
+    wait_for(lambda: any(cluster.steps(job)), PATIENCE_S, "the step")
+    cluster.run("scancel", "--signal=USR1", "--batch", job)
+    log = finish(cluster, jobs, job)
+
+    assert "User defined signal 1" in log
+    assert cluster.job(job)["Restarts"] == "1"
     assert_same_run(jobs.folder / "run", reference)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moonlit.jobs.job import Job
+from moonlit.jobs.script import RUNS
 from moonlit.runs.folder import RunFolder
 
 
@@ -58,7 +59,7 @@ def words_of(stage: Stage, said: Iterable[str], names: Sequence[str]) -> list[st
             raise ValueError(f"{word}: no stage {name!r}; there are {', '.join(names)}")
         if is_addressed:
             words += [rest] if name == stage.name else []
-        elif stage.template == "train":
+        elif stage.template in RUNS:
             words.append(word)
     return words
 

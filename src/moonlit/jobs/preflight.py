@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from moonlit.jobs.script import Site
+from moonlit.jobs.script import RUNS, Site
 
 GB = 1_000_000_000
 
@@ -101,14 +101,16 @@ def check_site(site: Site, template: str, offered: Mapping[str, Partition]) -> N
             f"slurm.ntasks_per_node={tasks} x slurm.cpus_per_task={site.cpus_per_task} = "
             f"{tasks * site.cpus_per_task} cores, but {where} has {partition.cpus}"
         )
-    if template in ("train", "sweep") and site.gpus_per_node not in (0, site.ntasks_per_node):
+    if template in (*RUNS, "sweep") and site.gpus_per_node not in (0, site.ntasks_per_node):
         raise ValueError(
             f"slurm.ntasks_per_node={site.ntasks_per_node} must be slurm.gpus_per_node="
             f"{site.gpus_per_node}: one task a GPU"
         )
-    if wanted["nodes"] > partition.nodes:
+    engines = site.engine_nodes if template == "rl_disaggregated" else 0
+    if wanted["nodes"] + engines > partition.nodes:
+        more = f" and slurm.engine_nodes={engines}" if engines else ""
         raise ValueError(
-            f"slurm.nodes={wanted['nodes']}, but {site.partition} has {partition.nodes}"
+            f"slurm.nodes={wanted['nodes']}{more}, but {site.partition} has {partition.nodes}"
         )
     asked, limit = minutes(str(site.time)), partition.max_minutes
     if limit is not None and (asked is None or asked > limit):

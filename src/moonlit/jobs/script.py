@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 ENVIRONMENT = "environment.sh"
-TEMPLATES = ("train", "sweep", "prepare", "evaluate")
+TEMPLATES = ("train", "rl_disaggregated", "sweep", "prepare", "evaluate")
+RUNS = ("train", "rl_disaggregated")
+"""Those of one run of ``moonlit train``."""
+HETEROGENEOUS = "#SBATCH hetjob\n"
+"""Between the lines of trainers and those of engine servers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +22,7 @@ class Site:
     account: str | None
     partition: str
     nodes: int
+    engine_nodes: int
     gpus_per_node: int
     ntasks_per_node: int
     cpus_per_task: int
@@ -53,9 +58,11 @@ def filled(template: Path, site: Site, options: Mapping[str, Any]) -> str:
         site: whose lines replace those of the EDIT block.
         options: further options of sbatch.
     """
-    text = template.read_text()
-    for key, value in {**site.options(template.stem), **options}.items():
-        text = with_option(text, key, value)
+    lines = site.options(template.stem)
+    text, hetjob, engines = template.read_text().partition(HETEROGENEOUS)
+    text = with_options(text, lines | dict(options))
+    if hetjob:
+        text += hetjob + with_options(engines, lines | {"nodes": site.engine_nodes})
     body = "".join(f"  {line}\n" for line in site.setup) or "  :\n"
     text = re.sub(
         r"(?ms)^site_setup\(\) \{.*?^\}", lambda _: f"site_setup() {{\n{body}}}", text, count=1
@@ -67,6 +74,13 @@ def filled(template: Path, site: Site, options: Mapping[str, Any]) -> str:
         values["SCRATCH"] = shlex.quote(site.scratch)
     for name, value in values.items():
         text = re.sub(rf"(?m)^{name}=.*$", lambda _, v=f"{name}={value}": v, text, count=1)
+    return text
+
+
+def with_options(text: str, options: Mapping[str, Any]) -> str:
+    """Set options of sbatch in a script."""
+    for key, value in options.items():
+        text = with_option(text, key, value)
     return text
 
 
