@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from moonlit.chat.tokenizer import Tokenizer
-from moonlit.distributed.checkpoint import load_weights
 from moonlit.distributed.dep import DEPStrategy
+from moonlit.distributed.initial_model import InitialModel
 from moonlit.distributed.launcher import STOPPED
-from moonlit.distributed.sharded_checkpoint import is_sharded
-from moonlit.hub.reader import load_released
-from moonlit.models.kimi import Kimi
 from moonlit.phases.base import PhaseModule
 from moonlit.results import held_out_table, next_commands
 from moonlit.runs.folder import RunFolder
@@ -187,7 +183,9 @@ def build(cfg: DictConfig) -> Run:
     )
     phase = instantiate(
         cfg.phase,
-        build_model=partial(initialised, build_model, cfg.init_from),
+        build_model=InitialModel(
+            build_model, None if cfg.init_from is None else Path(cfg.init_from)
+        ),
         build_optimizer=optim.optimizer,
         schedule=optim.schedule,
     )
@@ -201,16 +199,6 @@ def build(cfg: DictConfig) -> Run:
         trainer=trainer,
         callbacks=dict(callbacks),
     )
-
-
-def initialised(build_model: Any, init_from: str | None) -> Kimi:
-    """Build the model; with ``init_from``, give it the weights of an earlier phase."""
-    model = build_model()
-    if init_from is not None:
-        path = Path(init_from)
-        released = path.is_dir() and not is_sharded(path)
-        (load_released if released else load_weights)(model, path)
-    return model
 
 
 def check_vocabulary(tokenizer: str, decoder: Any) -> None:

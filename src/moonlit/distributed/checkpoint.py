@@ -25,6 +25,7 @@ from moonlit.hub.disk import remove, replacing
 from moonlit.hub.mismatch import require_fit
 from moonlit.hub.reader import materialise
 from moonlit.models.kimi import Kimi
+from moonlit.models.placement import write
 from moonlit.models.shapes import DecoderShape, EncoderShape
 
 MODEL_PREFIX = "model."
@@ -94,17 +95,27 @@ def weights_of(path: _PATH) -> Mapping[str, Tensor]:
 
 
 @torch.no_grad()
-def load_weights(model: nn.Module, path: _PATH) -> None:
+def load_weights(
+    model: nn.Module, path: _PATH, *, shapes: Mapping[str, torch.Size] | None = None
+) -> None:
     """Start a network from the weights in a checkpoint, a file or a folder of shards.
+
+    Args:
+        model: the network, or one rank's part of it.
+        path: the checkpoint.
+        shapes: of the whole network's state dict, where ``model`` is a part.
 
     Raises:
         ValueError: if a tensor is missing, unexpected or misshapen; names them all.
     """
     weights = weights_of(path)
     parameters = model.state_dict()
-    require_fit(shapes_of(weights), shapes_of(parameters), source=str(path))
-    for name, tensor in weights.items():
-        parameters[name].copy_(tensor)
+    require_fit(shapes_of(weights), shapes or shapes_of(parameters), source=str(path))
+    if isinstance(weights, ShardedWeights):
+        weights.read_into(parameters)
+        return
+    for name, parameter in parameters.items():
+        write(parameter, weights[name])
 
 
 def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:

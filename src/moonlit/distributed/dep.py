@@ -31,6 +31,7 @@ from moonlit.distributed.backbone import Backbone, LossSum, ShardedBackbone
 from moonlit.distributed.decoupled_encoder import DecoupledEncoder, check_recompute
 from moonlit.distributed.encoder_process import InlineEncoder, ReplicatedInlineEncoder
 from moonlit.distributed.heartbeat import suspects
+from moonlit.distributed.initial_model import InitialModel
 from moonlit.distributed.launcher import (
     RankLauncher,
     await_others,
@@ -47,6 +48,7 @@ from moonlit.distributed.sharded_checkpoint import (
 )
 from moonlit.distributed.sharding import require_equal, shard
 from moonlit.distributed.whereabouts import WHEREABOUTS, at
+from moonlit.hub.reader import materialise
 from moonlit.models.kimi import Kimi
 from moonlit.models.shapes import DecoderShape
 from moonlit.models.stages import DecoderStage, cut_layers, keep_layers
@@ -115,6 +117,7 @@ class DEPStrategy(ModelParallelStrategy):
         self.dp_replicate_size = dp_replicate_size
         self.dp_shard_size, self.ep_size = dp_shard_size, ep_size
         self.stages: list[DecoderStage] = []
+        self.initial: InitialModel | None = None
         self.zero_stage, self.encoder = zero_stage, encoder
         self.recompute, self.patch_budget, self.overlap = recompute, patch_budget, overlap
         self.look_ahead: LookAhead | None = None
@@ -209,6 +212,13 @@ class DEPStrategy(ModelParallelStrategy):
             )
         return ShardedBackbone(model, loss=loss, backward=backward, zero_stage=self.zero_stage)
 
+    def build(self, make: Callable[[], Kimi]) -> Kimi:
+        """Build a phase's model: without memory, where it can be filled once it is cut."""
+        if not isinstance(make, InitialModel):
+            return make()
+        self.initial = make
+        return make.empty()
+
     # Lightning's hooks, in the order in which it calls them.
 
     @override
@@ -253,12 +263,18 @@ class DEPStrategy(ModelParallelStrategy):
         """Shard the model that the phase has built, then let Lightning make the optimizer."""
         phase: Any = self.lightning_module
         if not any(isinstance(module, FSDPModule) for module in phase.model.modules()):
-            phase.model.to(self.root_device)
-            require_equal(phase.model)
+            model: Kimi = phase.model
+            if self.initial is None:
+                model.to(self.root_device)
+                require_equal(model)
             if self.pp_size > 1:
                 self.check_precision(trainer)
-                self.stages = keep_layers(phase.model, self.layers(phase.model.decoder_shape))
-            shard(phase.model, self.mesh, zero_stage=self.zero_stage, stages=self.stages)
+                self.stages = keep_layers(model, self.layers(model.decoder_shape))
+            shard(model, self.mesh, zero_stage=self.zero_stage, stages=self.stages)
+            if self.initial is not None:
+                for root in (model, *self.stages):  # a stage's own shards notice only through it
+                    materialise(root, self.root_device)
+                self.initial.fill(model)
         super().setup(trainer)
 
     def check_precision(self, trainer: lightning.Trainer) -> None:

@@ -271,6 +271,14 @@ class ShardedWeights(Mapping[str, Tensor]):
             self.last = (name, tensor)
         return self.last[1]
 
+    def read_into(self, parameters: Mapping[str, Tensor]) -> None:
+        """Fill tensors, or this rank's shards of them, whatever layout wrote the shards."""
+        dcp.load(
+            {self.prefix + name: tensor for name, tensor in parameters.items()},
+            storage_reader=dcp.FileSystemReader(self.reader.path),
+            no_dist=True,  # the parts of ranks may differ, and each reads its own
+        )
+
     def __iter__(self) -> Iterator[str]:
         """Names, in the order of the index."""
         return iter(self.stored)

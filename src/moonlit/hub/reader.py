@@ -1,12 +1,13 @@
 """Weights from a folder in the released layout."""
 
 import warnings
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from moonlit.hub import int4
 from moonlit.hub.config import family_of, read_config, read_shapes
@@ -14,6 +15,7 @@ from moonlit.hub.mismatch import listing, require_fit
 from moonlit.hub.released_layout import DERIVED_TENSORS, ReleasedTensor, released_tensors
 from moonlit.hub.shards import ShardReader
 from moonlit.models.kimi import Kimi
+from moonlit.models.placement import holds, write
 from moonlit.models.shapes import DecoderShape, EncoderShape
 
 PLAIN_DTYPES = ("BF16", "F32", "F16")
@@ -25,7 +27,13 @@ INT4_DTYPES = {
 
 
 @torch.no_grad()
-def load_released(model: Kimi, folder: Path | str, *, device: torch.device | str = "cpu") -> None:
+def load_released(
+    model: Kimi,
+    folder: Path | str,
+    *,
+    device: torch.device | str = "cpu",
+    shapes: Mapping[str, torch.Size] | None = None,
+) -> None:
     """Fill a model with the weights of a released folder; INT4 experts become bf16 numbers.
 
     Each tensor is checked before the first one is read, and is read straight into its place, in
@@ -36,6 +44,8 @@ def load_released(model: Kimi, folder: Path | str, *, device: torch.device | str
         model: of the folder's architecture, on any device.
         folder: as released, or as ``save_released`` writes it.
         device: where a model on the meta device is materialised.
+        shapes: of the whole model's state dict, where ``model`` is one rank's part of it; only what
+            that holds is read.
 
     Raises:
         FileNotFoundError: if a file is missing; names it.
@@ -46,19 +56,25 @@ def load_released(model: Kimi, folder: Path | str, *, device: torch.device | str
     family = family_of(read_config(folder))
     warn_of_differences(model, folder)
     reader = ShardReader(folder)
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    shapes = shapes or {name: tensor.shape for name, tensor in model.state_dict().items()}
     tensors = released_tensors(shapes, family)
     check_stored(reader, tensors, folder)
 
     if any(parameter.is_meta for parameter in model.parameters()):
         materialise(model, device)
     parameters = model.state_dict()
-    first_stored = {first_name(tensor, reader.shapes): tensor for tensor in tensors}
+    held = [
+        tensor
+        for tensor in tensors
+        if tensor.parameter in parameters and holds(parameters[tensor.parameter], tensor.expert)
+    ]
+    first_stored = {first_name(tensor, reader.shapes): tensor for tensor in held}
     for name, content in reader.stream(first_stored):
         tensor = first_stored[name]
         if name != tensor.name:
             content = int4.dequantize(content, reader.read(tensor.name + "_scale"))
-        tensor.view_in(parameters[tensor.parameter]).copy_(content)
+        content = content if tensor.expert is None else content.mT
+        write(parameters[tensor.parameter], content, row=tensor.expert)
 
 
 def first_name(tensor: ReleasedTensor, stored: Container[str]) -> str:
@@ -98,7 +114,7 @@ def allowed_dtypes(name: str) -> tuple[str, ...]:
     return INT4_DTYPES.get(name.rpartition(".")[2], PLAIN_DTYPES)
 
 
-def materialise(model: Kimi, device: torch.device | str) -> None:
+def materialise(model: nn.Module, device: torch.device | str) -> None:
     """Give a model on the meta device memory; its running counters start at zero."""
     model.to_empty(device=device)
     saved = model.state_dict().keys()
