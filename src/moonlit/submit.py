@@ -83,6 +83,7 @@ def submit_pipeline(cfg: DictConfig, site: Site, said: Sequence[str], slurm: Pat
     """Submit the stages that have not finished, each behind those that it needs."""
     stages = [Stage.read(value) for value in OmegaConf.to_container(cfg.pipeline.stages)]  # pyright: ignore
     root = Path(said_for("run_dir", said) or Path(site.scratch or ".") / f"runs/{cfg.name}")
+    root = root.absolute()
     said = [word for word in said if not word.startswith("run_dir=")]
     names = [stage.name for stage in stages]
 
