@@ -5,7 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from data_modules.zero_vision import comparisons, diagrams, reading, shapes
+from data_modules.zero_vision.families import (
+    charts,
+    clocks,
+    counting,
+    differences,
+    majority,
+    mazes,
+    motion,
+    places,
+    reading,
+    sizes,
+)
 from data_modules.zero_vision.lines import assistant, called, line, user
 from data_modules.zero_vision.problem import Answer, Problem, Rng, UnexpectedOutputError, pick
 from moonlit.agents.sandbox.pool import Pool
@@ -14,23 +25,23 @@ from moonlit.agents.toolsets.ipython import declaration, ipython
 FAMILIES = {
     maker.__name__: maker
     for maker in (
-        shapes.counting,
-        shapes.counting_colour,
-        shapes.size,
-        shapes.localisation,
-        shapes.pointing,
-        shapes.majority,
-        shapes.extreme,
-        shapes.distance,
-        diagrams.maze,
-        diagrams.pie,
-        diagrams.bars,
-        diagrams.clock,
-        comparisons.differences,
-        comparisons.difference_box,
-        comparisons.turned,
-        comparisons.moving,
-        comparisons.appearing,
+        counting.counting,
+        counting.counting_colour,
+        sizes.size,
+        places.localisation,
+        places.pointing,
+        majority.majority,
+        places.extreme,
+        places.distance,
+        mazes.maze,
+        charts.pie,
+        charts.bars,
+        clocks.clock,
+        differences.differences,
+        differences.difference_box,
+        differences.turned,
+        motion.moving,
+        motion.appearing,
         reading.number,
         reading.lines,
     )

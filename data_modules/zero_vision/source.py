@@ -101,7 +101,7 @@ class ZeroVision:
         import data_modules.zero_vision
 
         packages = (data_modules.zero_vision, data_modules.world)
-        files = [f for p in packages for f in Path(str(p.__path__[0])).glob("*.py")]
+        files = [f for p in packages for f in Path(str(p.__path__[0])).rglob("*.py")]
         code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()
         limits = asdict(self.sandbox.limits)
         return {"seed": self.seed, "wanted": self.wanted, "code": code, "limits": limits}

@@ -1,0 +1,1 @@
+"""Families of problems: what is asked, and the programs that answer it."""
