@@ -8,10 +8,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hydra.errors import MissingConfigException
 
 from moonlit.distributed.checkpoint import weights_of
 from moonlit.report.curves import read_curves
 from moonlit.runs.folder import RunFolder
+from moonlit.submit import submit as moonlit_submit
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import ROOT, SMALL, Submitter
 
@@ -163,10 +165,15 @@ def test_submit_writes_the_script_beside_the_run_and_says_how_to_follow(
     ) or "data.seed is 0 there, 5 here" in " ".join(other.stderr.split())
 
 
+def test_submit_refuses_in_one_line(submit):
+    refused = submit("slurm.partition=nope")
+    assert refused.returncode == 1
+    assert "slurm.partition=nope: no such partition; there are debug" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("word", "named"),
     [
-        ("slurm.partition=nope", "slurm.partition=nope: no such partition; there are debug"),
         ("slurm.gpus_per_node=3", "slurm.gpus_per_node=3, but a node of debug has 2"),
         ("slurm.nodes=3", "slurm.nodes=3, but debug has 2"),
         ("slurm.min_free_gb=1000000", "slurm.min_free_gb asks for 1000000"),
@@ -176,12 +183,18 @@ def test_submit_writes_the_script_beside_the_run_and_says_how_to_follow(
         ("phase=nope", "phase/nope"),
     ],
 )
-def test_submit_refuses_before_the_queue(submit, word: str, named: str):
-    refused = submit(word)
-    assert refused.returncode == 1
-    assert named in " ".join(refused.stderr.split())
+def test_what_is_refused_before_the_queue(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, word: str, named: str
+):
+    monkeypatch.setenv("SLURM_CONF", cluster.env["SLURM_CONF"])
+    site = ["slurm.partition=debug", "slurm.gpus_per_node=0", "slurm.ntasks_per_node=1"]
+    site += ["slurm.cpus_per_task=1", "slurm.min_free_gb=1"]
+    with pytest.raises((ValueError, FileNotFoundError, MissingConfigException)) as refused:
+        moonlit_submit([*site, word], conf=ROOT / "conf", slurm=ROOT / "slurm")
+    assert named in str(refused.value)
 
 
+@pytest.mark.slow
 def test_a_pipeline_walks_all_five_phases_and_does_not_walk_them_twice(
     cluster: Cluster, submit, tmp_path: Path
 ):
