@@ -122,7 +122,7 @@ def test_a_cancelled_job_is_saved_and_stays_cancelled(cluster: Cluster, jobs: Su
 @pytest.mark.slow
 def test_the_time_limit_is_no_end(cluster: Cluster, jobs: Submitter):
     """SLURM warns by its own clock, which ticks twice a minute: 30 to 60 s before the limit."""
-    length = "trainer.max_steps=250"
+    length = "trainer.max_steps=120"
     whole = jobs.train("whole", length, options=ONE_TASK)
     finish(cluster, jobs, whole)
     job = jobs.train("run", length, options=[*ONE_TASK, "--time=2", "--signal=B:USR1@30"])
