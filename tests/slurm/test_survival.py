@@ -22,7 +22,7 @@ ONE_TASK = ["--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=1"]
 TWO_NODES = ["--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2"]
 LENGTH = f"trainer.max_steps={STEPS}"
 FOUR_RANKS = [LENGTH, "strategy.ep_size=2", "callbacks.checkpoint.every_n_steps=3"]
-PATIENCE_S = 400.0
+PATIENCE_S = 900.0
 
 
 def losses(run: Path) -> Curve:
