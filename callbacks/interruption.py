@@ -14,8 +14,9 @@ class Interruption(Callback):
     """Turns Ctrl-C and SLURM's signals into a clean end; a second Ctrl-C is abrupt.
 
     The step in hand is finished, then ``callbacks.checkpoint`` saves it: weights, optimizer and
-    data position always agree. A signal that comes before training has begun waits for the first
-    step.
+    data position always agree. Nothing is evaluated then: whoever sends a signal may not wait long.
+    A signal that comes before training has begun waits for the first step; in the last step it
+    changes nothing.
     """
 
     def __init__(self) -> None:
@@ -55,8 +56,11 @@ class Interruption(Callback):
         batch_idx: int,
     ) -> None:
         """Stop on every rank or on none."""
-        if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
+        if not trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
+            return
+        if trainer.global_step != trainer.max_steps:
             self.stopped = trainer.should_stop = True
+            trainer.limit_val_batches = 0  # else Lightning evaluates before it stops
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the signals back, after Lightning has given back what it found."""

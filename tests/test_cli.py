@@ -31,8 +31,9 @@ def test_an_unknown_command_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("trainer.max_stepz=3", "max_stepz"),
-        ("model=tinny", "tinny"),
+        ("trainer.max_stepz=3", "trainer.max_stepz: no such key; did you mean trainer.max_steps"),
+        ("model=tinny", "model=tinny: conf/model has no such file; did you mean tiny?"),
+        ("seed", "seed: want KEY=VALUE"),
         ("init_from=missing.ckpt", "init_from=missing.ckpt"),
         ("phase.trains=[decoder]", "phase.trains"),
     ],
@@ -42,6 +43,7 @@ def test_a_bad_override_is_named_and_exits_non_zero(override: str, named: str, t
     assert done.returncode == 1
     assert named in done.stderr
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()  # a run that never began leaves nothing
 
 
 def test_info_counts_the_largest_model(tmp_path: Path):
@@ -49,3 +51,18 @@ def test_info_counts_the_largest_model(tmp_path: Path):
     assert done.returncode == 0
     assert "416,866,032" in done.stdout
     assert "54,277,888" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["chat"], "say ckpt=..."),
+        (["eval", "ckpt="], "say ckpt=..."),
+        (["chat", "ckpt=.", "image=[gone.png]"], "image=gone.png: there is nothing at this path"),
+        (["report", "run=gone"], "run=gone: there is nothing at this path"),
+    ],
+)
+def test_a_path_with_nothing_there_is_refused_at_once(words: list[str], named: str, tmp_path: Path):
+    done = moonlit(*words, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert named in done.stderr

@@ -27,7 +27,6 @@ import numpy as np
 from litdata import StreamingDataset
 from litdata.streaming.writer import BinaryWriter
 from rich.console import Console
-from rich.progress import Progress
 
 from data_modules.components.chunk_cache import (
     DOCUMENTS,
@@ -37,6 +36,7 @@ from data_modules.components.chunk_cache import (
     ChunkCache,
 )
 from data_modules.components.document import INDEX_DTYPE, Document
+from moonlit.progress import Work
 
 DESCRIPTION = "corpus.json"
 SOURCE = "source.json"
@@ -137,10 +137,9 @@ def write_sources(folder: Path, recipes: Sequence[SourceRecipe], num_processes: 
     # fork: recipes hold closures; the children use neither torch's threads nor CUDA.
     fork = multiprocessing.get_context("fork")
     with (
-        Progress(transient=True) as progress,
+        Work("preparing the corpus", sum(s.stop - s.start for s in shards)) as work,
         ProcessPoolExecutor(num_processes, fork, inherit, (folder, recipes)) as pool,
     ):
-        bar = progress.add_task("preparing the corpus", total=sum(s.stop - s.start for s in shards))
         futures: dict[Future[np.ndarray], Shard] = {
             pool.submit(write_shard, shard): shard for shard in shards
         }
@@ -148,7 +147,7 @@ def write_sources(folder: Path, recipes: Sequence[SourceRecipe], num_processes: 
             for future in as_completed(futures):
                 shard = futures[future]
                 rows[shard] = future.result()
-                progress.advance(bar, shard.stop - shard.start)
+                work.advance(shard.stop - shard.start)
         except BaseException:
             pool.shutdown(cancel_futures=True)  # the rest would be thrown away
             raise

@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 from litdata.streaming.writer import BinaryWriter
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_modules.components.corpus import (
     DOCUMENTS,
@@ -45,6 +44,7 @@ from data_modules.sources.readers import Reader, Shard
 from data_modules.sources.report import Report
 from data_modules.sources.rows import RowReader, Skipped, SkippedError
 from moonlit.chat.tokenizer import Tokenizer
+from moonlit.progress import Work
 
 IDS, REPORT = "ids.npy", "report.json"
 CHUNK_BYTES = "64MB"
@@ -174,12 +174,10 @@ class PrepareSource:
         # fork: readers may hold what cannot be pickled; the children use no thread of the parent.
         fork = multiprocessing.get_context("fork")
         counter = fork.Value("q", 0)
-        columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
         with (
-            Progress(*columns, transient=True, console=self.console) as progress,
+            Work("preparing", total, completed=done, console=self.console) as work,
             ProcessPoolExecutor(self.num_processes, fork, inherit, (writer, counter)) as pool,
         ):
-            bar = progress.add_task("preparing", total=max(total, 1), completed=done)
             futures: dict[Future[None], tuple[int, Shard]] = {
                 pool.submit(write_inherited, number, shard): (number, shard)
                 for number, shard in left
@@ -190,9 +188,9 @@ class PrepareSource:
                     finished, pending = wait(pending, timeout=POLL_S)
                     for future in finished:
                         future.result()
-                        progress.advance(bar, futures[future][1].size)
+                        work.advance(futures[future][1].size)
                     num = counter.value  # pyright: ignore[reportAttributeAccessIssue]
-                    progress.update(bar, description=f"{num:,} documents")
+                    work.update(work.completed, f"preparing, {num:,} documents so far")
             except BrokenProcessPool as error:
                 names = ", ".join(shard.name for n, shard in left if writer.is_begun(n))
                 raise RuntimeError(

@@ -71,7 +71,7 @@ class Report:
         table = Table(title="dialogues", title_justify="left")
         table.add_column("family", no_wrap=True)
         for column in ("kept", "rejected", "easy/mid/hard", "calls", "tokens", "p95", "max"):
-            table.add_column(column, justify="right")
+            table.add_column(column, justify="right", no_wrap=True)
         for family, row in self.as_json()["families"].items():
             table.add_row(
                 family,

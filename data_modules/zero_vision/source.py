@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
 
 from data_modules.components.part import Part
 from data_modules.zero_vision.duplicates import Seen
@@ -32,6 +31,7 @@ from data_modules.zero_vision.text_tasks import WORKED, Searches, documentation
 from moonlit.agents.sandbox.policy import Policy
 from moonlit.agents.sandbox.pool import Pool
 from moonlit.chat.tokenizer import Tokenizer
+from moonlit.progress import Work
 
 SHARD = 200
 SPLITS = {"train": 0, "held_out": 1}
@@ -124,14 +124,17 @@ class ZeroVision:
         write_whole(done, json.dumps({"asked_for": asked, **report.as_json()}, indent=1))
         shutil.rmtree(parts)
         self.console.print(report.table())
-        self.console.print(f"wrote {self.folder}")
+        self.console.print(f"wrote {self.folder}; next:")
+        train = (
+            f"moonlit train phase=zero_vision_sft data.folder={self.folder} init_from=CHECKPOINT"
+        )
+        self.console.print(f"  {train}", soft_wrap=True, highlight=False)
 
     async def make(self, parts: Path) -> Report:
         """Make both splits."""
         report, seen = Report(self.tokenizer), Seen()
         total = sum(sum(wanted.values()) for wanted in self.wanted.values())
-        with Progress(transient=True, console=self.console) as progress:
-            task = progress.add_task("trajectories", total=total)
+        with Work("trajectories", total, console=self.console) as work:
             async with Pool(self.sandbox, num_warm=self.num_workers) as pool:
                 self.console.print(f"sandbox: {pool.report}", markup=False)
                 for split, wanted in self.wanted.items():
@@ -146,7 +149,7 @@ class ZeroVision:
                                 if len(kept) < enough:
                                     kept.append(value)
                                     report.keep(value)
-                            progress.update(task, completed=report.num_kept)
+                            work.update(report.num_kept)
                         self.check_enough(kind, len(kept) - enough, report)
                     write_whole(self.folder / f"{split}.jsonl", "".join(map(written, kept)))
         return report

@@ -1,17 +1,20 @@
 """``moonlit <command> [overrides]``: one command for each thing a person does."""
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.errors import ConfigCompositionException, InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
+
+from moonlit.refusal import said_plainly
 
 COMMANDS = {
     "train": "fit a phase: moonlit train phase=joint_pretraining model=tiny trainer.max_steps=300",
@@ -42,9 +45,12 @@ def main() -> None:
         with_clear_errors(submit)(sys.argv[1:])
         return
     sys.argv[1:] = map(quoted_words, sys.argv[1:])
-    hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)(
-        with_clear_errors(globals()[name])
-    )()
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise what is wrong, instead of printing it
+    command = with_clear_errors(globals()[name])
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)(command)()
+    except HydraException as error:
+        fail(said_plainly(error))
 
 
 def quoted_words(override: str) -> str:
@@ -68,7 +74,9 @@ def top_folder(name: str) -> Path:
     return (checkout if (checkout / "conf/train.yaml").is_file() else package) / name
 
 
-MENDABLE = (OSError, ValueError, RuntimeError, OmegaConfBaseException, ConfigCompositionException)
+BEFORE_A_RUN = {".hydra", "configuration.json"}
+"""What a run's folder holds before anything is trained."""
+MENDABLE = (OSError, ValueError, RuntimeError, OmegaConfBaseException)
 
 
 def with_clear_errors(command: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -79,14 +87,16 @@ def with_clear_errors(command: Callable[[Any], None]) -> Callable[[Any], None]:
             command(cfg)
         except KeyboardInterrupt:
             fail("interrupted", status=130)
+        except HydraException as error:
+            if os.environ.get("MOONLIT_TRACEBACK"):
+                raise
+            if not isinstance(error, InstantiationException):
+                fail(said_plainly(error))
+            fail(f"{error.__cause__ or error}\n(MOONLIT_TRACEBACK=1 shows where)")
         except MENDABLE as error:
             if os.environ.get("MOONLIT_TRACEBACK"):
                 raise
             fail(f"{error}\n(MOONLIT_TRACEBACK=1 shows where)")
-        except InstantiationException as error:
-            if os.environ.get("MOONLIT_TRACEBACK"):
-                raise
-            fail(f"{error.__cause__ or error}\n(MOONLIT_TRACEBACK=1 shows where)")
 
     run.__name__ = command.__name__
     return run
@@ -100,9 +110,14 @@ def fail(message: str, status: int = 1) -> None:
 
 def train(cfg: DictConfig) -> None:
     """Fit a phase."""
-    from moonlit.train import train as fit
+    try:
+        require_files(cfg, "init_from")
+        from moonlit.train import train as fit
 
-    fit(cfg)
+        fit(cfg)
+    except Exception:
+        remove_unused(Path(cfg.run_dir))
+        raise
 
 
 def prepare(cfg: DictConfig) -> None:
@@ -132,6 +147,7 @@ def info(cfg: DictConfig) -> None:
 
 def chat(cfg: DictConfig) -> None:
     """Talk to a checkpoint: one question where there is a prompt, else as many as a person asks."""
+    require_files(cfg, "ckpt", "image")
     from moonlit.commands.talk import chat as talk
 
     talk(settings_of(cfg))
@@ -139,6 +155,7 @@ def chat(cfg: DictConfig) -> None:
 
 def eval(cfg: DictConfig) -> None:
     """Answer held-out tasks by generation; print a table by set and write everything as JSON."""
+    require_files(cfg, "ckpt")
     from moonlit.commands.evaluation import evaluate_checkpoint
 
     settings = settings_of(cfg)
@@ -147,6 +164,7 @@ def eval(cfg: DictConfig) -> None:
 
 def rejection_sampling(cfg: DictConfig) -> None:
     """Sample answers to training tasks; keep the right ones as dialogues to learn from."""
+    require_files(cfg, "ckpt")
     from moonlit.commands.rejection_set import make_set
 
     settings = settings_of(cfg)
@@ -155,6 +173,7 @@ def rejection_sampling(cfg: DictConfig) -> None:
 
 def report(cfg: DictConfig) -> None:
     """Draw a run's curves and rollouts on one HTML page."""
+    require_files(cfg, "run")
     from moonlit.report.page import write_page
 
     settings = settings_of(cfg)
@@ -183,6 +202,28 @@ def submit(words: list[str]) -> None:
     submit_words(said, conf=conf_folder(), slurm=top_folder("slurm"))
 
 
+def remove_unused(run_dir: Path) -> None:
+    """Remove the folder of a run that was refused before it began."""
+    if run_dir.is_dir() and {path.name for path in run_dir.iterdir()} <= BEFORE_A_RUN:
+        shutil.rmtree(run_dir)
+
+
+def require_files(cfg: DictConfig, *keys: str) -> None:
+    """Refuse a path at which there is nothing, before what works on it is imported.
+
+    Raises:
+        FileNotFoundError: naming key and path.
+        ValueError: if there is no path where one is needed.
+    """
+    if missing := sorted(key for key in keys if OmegaConf.is_missing(cfg, key) or cfg[key] == ""):
+        raise ValueError(f"say {' and '.join(f'{key}=...' for key in missing)}")
+    for key in keys:
+        said = cfg[key] if OmegaConf.is_list(cfg[key]) else [cfg[key]]
+        for path in said:
+            if path is not None and not Path(path).exists():
+                raise FileNotFoundError(f"{key}={path}: there is nothing at this path")
+
+
 def settings_of(cfg: DictConfig) -> dict[str, Any]:
     """Return a command's own values, without its groups; ask for what has no default."""
     if missing := OmegaConf.missing_keys(cfg):
@@ -196,6 +237,7 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
 
 def export(cfg: DictConfig) -> None:
     """Write a checkpoint as a folder in the released layout."""
+    require_files(cfg, "ckpt")
     import torch
 
     from moonlit.chat.tokenizer import Tokenizer

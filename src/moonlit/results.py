@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rich.markup import escape
-from rich.panel import Panel
 from rich.table import Table
 
 from moonlit.phases.held_out import HeldOut
@@ -67,13 +66,13 @@ def likelihood_table(held_out: HeldOut, chance: Mapping[str, float]) -> Table:
 
 
 NEXT_PHASE = {
-    "JointPretraining": "phase=zero_vision_sft",  # after: moonlit prepare source=zero_vision
+    "JointPretraining": "phase=zero_vision_sft",
     "ZeroVisionSFT": "phase=visual_rl",
     "VisualRL": "phase=joint_rl",
 }
 
 
-def next_commands(run_dir: Path, phase: str) -> Panel:
+def next_commands(run_dir: Path, phase: str) -> str:
     """Name commands that work on what the run has left.
 
     Args:
@@ -86,6 +85,8 @@ def next_commands(run_dir: Path, phase: str) -> Panel:
         f"moonlit report run={run_dir}",
         f"moonlit export ckpt={checkpoint} out={run_dir / 'released'}",
     ]
+    if phase == "JointPretraining":
+        lines.append("moonlit prepare source=zero_vision")
     if phase in NEXT_PHASE:
         lines.append(f"moonlit train {NEXT_PHASE[phase]} init_from={checkpoint}")
-    return Panel(escape("\n".join(lines)), title="next", title_align="left", expand=False)
+    return "\n".join(["next:", *(f"  {escape(line)}" for line in lines)])

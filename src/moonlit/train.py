@@ -24,6 +24,7 @@ from moonlit.distributed.dep import DEPStrategy
 from moonlit.distributed.initial_model import InitialModel
 from moonlit.distributed.launcher import STOPPED
 from moonlit.phases.base import PhaseModule
+from moonlit.phases.joint_pretraining import JointPretraining
 from moonlit.results import held_out_table, next_commands
 from moonlit.runs.folder import RunFolder
 from moonlit.runs.lock import RunLock
@@ -75,6 +76,8 @@ def fit(cfg: DictConfig, run: Run, folder: RunFolder) -> None:
     console.print(f"tensorboard --logdir {cfg.run_dir}", soft_wrap=True, highlight=False)
     if cfg.resume_from is not None:
         console.print(f"going on from {cfg.resume_from}", soft_wrap=True, highlight=False)
+    elif cfg.init_from is None and not isinstance(run.phase, JointPretraining):
+        warn_once("no init_from: this phase starts from random weights, not from an earlier phase")
     run.trainer.fit(run.phase, datamodule=run.data, ckpt_path=cfg.resume_from)
     if run.was_stopped:
         said = f"stopped at step {run.trainer.global_step}; {how_to_go_on(cfg, run)}"
@@ -85,7 +88,7 @@ def fit(cfg: DictConfig, run: Run, folder: RunFolder) -> None:
     if run.trainer.is_global_zero:
         save_metrics(run.phase.held_out.metrics(), folder.path / "held_out.json")
         console.print(held_out_table(run.phase.held_out, run.data.chance))
-        console.print(next_commands(folder.path, type(run.phase).__name__))
+        console.print(next_commands(folder.path, type(run.phase).__name__), soft_wrap=True)
         folder.finish(step=run.trainer.global_step, checkpoint=run.saved_at)
 
 
@@ -163,6 +166,9 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
     # What a phase logs is summed over ranks before it is logged.
     warnings.filterwarnings("ignore", message="It is recommended to use .*sync_dist=True")
+    # A machine with SLURM is no reason to use it; and a short run shows its last step anyway.
+    warnings.filterwarnings("ignore", message="The `srun` command is available on your system")
+    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than")
 
 
 def build(cfg: DictConfig) -> Run:

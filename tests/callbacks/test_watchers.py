@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning import Callback, LightningModule
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from micro_run import fit
+from micro_run import NoiseData, fit, micro_settings
 
 from callbacks import progress, throughput
 from callbacks.attention_logits import AttentionLogits
@@ -20,6 +20,7 @@ from callbacks.interruption import Interruption
 from callbacks.progress import RunProgress
 from callbacks.throughput import Throughput, peak_flops
 from callbacks.vision_share import VisionShare
+from moonlit.phases.joint_pretraining import JointPretraining
 
 TOKENS, VISION_TOKENS = 35, 4  # of every step of the micro run: 21 + 14, and 2 pictures of 2
 
@@ -205,6 +206,34 @@ def test_a_signal_saves_at_the_step_boundary_and_the_run_goes_on_from_there(
     whole = fit(max_steps=5)
     for p, q in zip(resumed.parameters(), whole.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+def test_a_stopped_run_is_not_evaluated_first():
+    class Evaluated(NoiseData):
+        def val_dataloader(self):
+            return self.train_dataloader()
+
+    class Noticed(Callback):
+        times = 0
+
+        def on_validation_start(self, trainer, pl_module):
+            self.times += 1
+
+    noticed = Noticed()
+    phase = JointPretraining(**micro_settings())
+    trainer = Trainer(
+        accelerator="cpu", devices=1, max_steps=5, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        callbacks=[Interruption(), Press(signal.SIGTERM, 1), noticed], num_sanity_val_steps=0,
+    )  # fmt: skip
+    trainer.fit(phase, datamodule=Evaluated(None))
+    assert (trainer.global_step, noticed.times) == (2, 0)
+
+
+def test_a_signal_in_the_last_step_ends_the_run_as_ever(tmp_path: Path):
+    stop = Interruption()
+    done = fit(max_steps=3, callbacks=[stop, keep(tmp_path), Press(signal.SIGTERM, 2)])
+    assert (done.trainer.global_step, stop.received, stop.stopped) == (3, signal.SIGTERM, False)
 
 
 def test_a_signal_before_the_first_step_is_not_lost(tmp_path: Path):

@@ -18,6 +18,7 @@ from rich.table import Table
 from moonlit.agents.sandbox.pool import Pool
 from moonlit.batch import Task
 from moonlit.chat.messages import Image, Message, Part, VideoChunk
+from moonlit.progress import Work
 from moonlit.rl.conversation import Conversation, pictures_of, work_on
 from moonlit.rl.loading import conversation_of, sandboxes
 from moonlit.rl.rewards.exact import is_exact
@@ -86,9 +87,16 @@ async def evaluate(
     seed: int,
 ) -> list[Verdict]:
     """Answer all tasks, seeing and blind, at the same time."""
+    asked = {
+        (name, blind): blindfolded(tasks) if blind else dict(enumerate(tasks))
+        for name, tasks in sets.items()
+        for blind in (False, True)
+    }
+    work = Work("answers", sum(map(len, asked.values())))
 
     async def judged(name: str, number: int, task: Task, *, blind: bool) -> Verdict:
         reply = await work_on(conversation, task, pool, seed=seed + number)
+        work.advance()
         return Verdict(
             set=name,
             blind=blind,
@@ -102,14 +110,14 @@ async def evaluate(
             num_errors=len(reply.errors),
         )
 
-    return await asyncio.gather(
-        *(
-            judged(name, number, task, blind=blind)
-            for name, tasks in sets.items()
-            for blind in (False, True)
-            for number, task in (blindfolded(tasks) if blind else dict(enumerate(tasks))).items()
+    with work:
+        return await asyncio.gather(
+            *(
+                judged(name, number, task, blind=blind)
+                for (name, blind), tasks in asked.items()
+                for number, task in tasks.items()
+            )
         )
-    )
 
 
 def blindfolded(tasks: Sequence[Task]) -> dict[int, Task]:
