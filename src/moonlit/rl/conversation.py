@@ -10,6 +10,7 @@ from typing import Literal
 
 from PIL import Image
 
+from moonlit.agents.environment import ContextOverflowError
 from moonlit.agents.sandbox.pool import Pool
 from moonlit.agents.tools import Toolset
 from moonlit.agents.toolsets.ipython import ipython
@@ -27,6 +28,10 @@ RELEASED_TEMPERATURE = {True: 1.0, False: 0.6}
 RELEASED_TOP_P = 0.95
 
 
+def unwatched(message: Message) -> None:
+    """Let a message pass."""
+
+
 @dataclass(slots=True)
 class Reply:
     """What came after a prompt: the policy's turns and what its tools returned."""
@@ -42,6 +47,8 @@ class Reply:
     """What was malformed in the policy's turns."""
     stop_reason: Literal["answer", "length", "context", "turns"] = "turns"
     """It answered; a turn was cut; the positions ran out; the turns did."""
+    watch: Callable[[Message], None] = unwatched
+    """Is shown each message as it comes."""
 
     @property
     def text(self) -> str:
@@ -64,6 +71,7 @@ class Reply:
         """Append a message that has just been made."""
         self.messages.append(message)
         self.spans.append(Span(began_s, time.time()))
+        self.watch(message)
 
     def segments(self) -> list[Segment]:
         """Return the rows to train: one, as long as every prompt extends what stood before it."""
@@ -138,7 +146,7 @@ class Conversation:
         *,
         seed: int,
         tools: Toolset | None = None,
-        watch: Callable[[Message], None] = lambda message: None,
+        watch: Callable[[Message], None] = unwatched,
     ) -> Reply:
         """Let the policy answer, tools included.
 
@@ -150,21 +158,20 @@ class Conversation:
 
         Raises:
             ValueError: if the engine refuses the prompt.
+            ContextOverflowError: if the prompt leaves no position for an answer.
         """
-        reply = Reply()
+        reply = Reply(watch=watch)
         with self.engine.session() as session:
             for _ in range(self.max_turns):
                 turn = await self.turn([*messages, *reply.messages], reply, seed, session, tools)
                 if turn is None:
                     return reply
-                watch(turn.message)
                 if not self.calls_tools(turn) or tools is None:
                     reply.stop_reason = "answer"
                     return reply
                 began_s = time.time()
                 for result in await tools.answer(turn):
                     reply.add(result, began_s)
-                    watch(result)
         return reply
 
     async def turn(
@@ -178,7 +185,7 @@ class Conversation:
         """Sample one turn into the reply; None: it could not be finished, and the reply says why.
 
         Raises:
-            ValueError: if the first prompt is too long already.
+            ContextOverflowError: if the first prompt is too long already.
         """
         rendered = render(
             messages,
@@ -188,7 +195,12 @@ class Conversation:
             thinking=self.thinking,
             limits=self.limits,
         )
-        if reply.messages and len(rendered.input_ids) >= self.max_positions:
+        if (num_tokens := len(rendered.input_ids)) >= self.max_positions:
+            if not reply.messages:
+                raise ContextOverflowError(
+                    f"the prompt has {num_tokens} tokens: there are {self.max_positions} positions,"
+                    " and one is needed for an answer"
+                )
             reply.stop_reason = "context"
             return None
         if self.max_reply_tokens is not None and reply.num_tokens >= self.max_reply_tokens:
