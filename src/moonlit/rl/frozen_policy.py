@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from moonlit.agents.context import ContextStrategy, KeepAll
 from moonlit.agents.tools import Toolset
 from moonlit.chat.messages import Message
 from moonlit.chat.tokenizer import Tokenizer
@@ -30,6 +31,7 @@ class FrozenPolicy:
         max_turns: of one answer: the step budget.
         temperature: of sampling.
         thinking: let it think first.
+        context: what is done where a dialogue grows too long.
 
     Raises:
         FileNotFoundError: if there is no such checkpoint.
@@ -46,6 +48,7 @@ class FrozenPolicy:
         max_turns: int,
         temperature: float,
         thinking: bool = False,
+        context: ContextStrategy | None = None,
     ) -> None:
         if not Path(ckpt).exists():
             raise FileNotFoundError(f"ckpt={ckpt}: no such checkpoint for a sub-agent")
@@ -53,6 +56,7 @@ class FrozenPolicy:
         self.tokenizer_name = tokenizer
         self.max_new_tokens, self.max_turns = max_new_tokens, max_turns
         self.temperature, self.thinking = temperature, thinking
+        self.context = KeepAll() if context is None else context
         self.conversation: Conversation | None = None
         self.loading = asyncio.Lock()
 
@@ -89,6 +93,7 @@ class FrozenPolicy:
             max_turns=self.max_turns,
             temperature=self.temperature,
             thinking=self.thinking,
+            context=self.context,
         )
 
     async def aclose(self) -> None:

@@ -4,18 +4,19 @@ Source: technical report (arXiv:2602.02276), Sec. 3; at which steps is NOT STATE
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from moonlit.agents.environment import close
 from moonlit.agents.swarm.swarm import SubAgent
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """Who serves from an optimizer step on, until another stage begins."""
+    """Who serves from an optimizer step on, until another stage begins.
 
-    from_step: int
-    worker: SubAgent
+    No dataclass: OmegaConf would take one inside a mapping for configuration.
+    """
+
+    def __init__(self, *, from_step: int, worker: SubAgent) -> None:
+        self.from_step, self.worker = from_step, worker
 
 
 class SubAgentSchedule:
