@@ -80,7 +80,7 @@ def test_discarded_is_all_that_came_after_the_task():
 
 def test_a_summary_is_written_by_the_policy_and_takes_the_place_of_its_work():
     turns = [reads(0), reads(1), says("pages 0 and 1 say little"), reads(2), says("done")]
-    reply, prompts = replied(Summary, *turns)
+    reply, prompts = replied(Summary, *turns, threshold=350)
 
     assert (shown(prompts[2]), REQUEST in prompts[2]) == ([0, 1], True)
     assert (shown(prompts[3]), "pages 0 and 1 say little" in prompts[3]) == ([], True)
@@ -113,11 +113,12 @@ def test_with_room_for_few_pages_only_strategies_come_to_the_end():
     for kind in (HideToolResult, DiscardAll):
         assert replied(kind, *pages, says("done"), max_positions=900)[0].text == "done"
     turns = [pages[0], pages[1], says("so far"), pages[2], pages[3], says("so on"), says("done")]
-    assert replied(Summary, *turns, max_positions=900)[0].text == "done"
+    assert replied(Summary, *turns, threshold=350, max_positions=900)[0].text == "done"
 
 
 def test_a_summary_that_is_cut_off_ends_the_reply():
-    reply, _ = replied(Summary, reads(0), reads(1), TOKENIZER.encode("and then and"))
+    cut = TOKENIZER.encode("and then and")
+    reply, _ = replied(Summary, reads(0), reads(1), cut, threshold=350)
     assert (reply.stop_reason, reply.text) == ("length", "")
 
 
