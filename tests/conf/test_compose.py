@@ -63,11 +63,21 @@ def test_an_environment_is_swapped_by_name(environment: str, tmp_path: Path):
         ["ptx@data.ptx=dialogues", "phase.ptx_coef=0.1"],
         ["+phase.environment.caps.tokens.counting=8", "phase.environment.caps.penalty=0.5"],
         ["+phase.rollouts.final_temperature=0.5", "phase.reset_optimizer=true"],
+        ["+context@phase.rollouts.context=summary"],
     ],
 )
 def test_options_of_reinforcement_learning_compose(chosen: list[str], tmp_path: Path):
     run = build(compose_run("phase=joint_rl", *chosen, f"run_dir={tmp_path}"))
     assert callable(run.phase.environment.run)
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "context").glob("*.yaml")), ids=lambda p: p.stem)
+def test_a_context_strategy_is_chosen_by_name(path: Path, tmp_path: Path):
+    chosen = f"context@phase.rollouts.context={path.stem}"
+    run = build(compose_run("phase=parl", chosen, f"run_dir={tmp_path}"))
+    strategy = run.phase.rollouts.context
+    words = path.stem.title().replace("_", "").replace("None", "KeepAll")
+    assert type(strategy).__name__ == words
 
 
 @pytest.mark.parametrize(

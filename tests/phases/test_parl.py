@@ -1,5 +1,6 @@
 """PARL trains the orchestrator and nobody else, and who serves as sub-agent follows the step."""
 
+import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -13,6 +14,7 @@ from micro_run import micro_model, micro_settings
 from policy_run import TOKENIZER, build_model, run
 from torch import Tensor
 
+from moonlit.agents.context import KeepAll, Sharding
 from moonlit.agents.swarm.limits import SwarmLimits
 from moonlit.agents.swarm.reward import ParlReward
 from moonlit.agents.swarm.schedule import Stage, SubAgentSchedule
@@ -61,7 +63,7 @@ def small(tmp_path_factory) -> Path:
 def frozen(ckpt: Path) -> FrozenPolicy:
     return FrozenPolicy(
         ckpt=str(ckpt), build_engine=NativeEngine.copy_of, tokenizer="embedded", device="cpu",
-        max_new_tokens=6, max_turns=2, temperature=1.0,
+        max_new_tokens=6, max_turns=2, temperature=1.0, context=KeepAll(),
     )  # fmt: skip
 
 
@@ -87,17 +89,17 @@ class Length:
         return {"even": sum(i % 2 == 0 for i in ids) / len(ids)}
 
 
-def parl(workers: Mapping[str, Any], kind: type[SwarmEnvironment] = Delegates) -> PARL:
+def parl(workers: Mapping[str, Any], **rollouts: Any) -> PARL:
     return PARL(
         objective=partial(clipped_ratio_loss, low=0.5, high=5.0, regularisation=0.01),
-        environment=kind(
+        environment=Delegates(
             workers=workers, toolbox=NO_TOOLS, judge=Length(),
             reward=ParlReward(parallel_weight=0.1, finish_weight=0.1, annealed_by=0.5, cap=2),
             limits=SwarmLimits(max_retries=0),
         ),
         build_engine=NativeEngine.copy_of,
         rollouts=RolloutSettings(
-            group_size=2, groups_per_iteration=2, max_new_tokens=4, row_tokens=128
+            group_size=2, groups_per_iteration=2, max_new_tokens=4, row_tokens=128, **rollouts
         ),
         length_rule=NoRule(),
         normalise_advantages=False,
@@ -255,3 +257,22 @@ def test_a_schedule_without_a_beginning_is_refused(steps: list[int]):
 def test_a_checkpoint_that_is_not_there_is_refused_at_once(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="for a sub-agent"):
         frozen(tmp_path / "none.ckpt")
+
+
+def test_sharding_wants_somebody_to_shard_to():
+    parl({"w": Counts()}, context=Sharding())
+    with pytest.raises(ValueError, match="wants an environment with sub-agents"):
+        parl({}, context=Sharding())
+
+
+def test_a_frozen_policy_serves_one_event_loop_after_another(small: Path):
+    """A validation after training has another loop; two ask before the weights are there."""
+    policy = frozen(small)
+    prompt = [Message(role="user", content="1")]
+
+    async def asked() -> list[str]:
+        replies = await asyncio.gather(*(policy.reply(prompt, seed=n) for n in range(2)))
+        await policy.aclose()
+        return [reply.stop_reason for reply in replies]
+
+    assert [len(asyncio.run(asked())) for _ in range(2)] == [2, 2]

@@ -260,6 +260,22 @@ async def lent(library: Library):
     yield Toolset(library.tools())
 
 
+def test_a_sandbox_toolbox_serves_one_event_loop_after_another():
+    """Catches: a validation after training that loses rollouts to a lock of the loop before."""
+    box = SandboxToolbox(Pool(num_warm=1))
+
+    async def opened() -> None:
+        async with box(TASK):
+            pass
+
+    async def at_the_same_time() -> None:
+        await asyncio.gather(*(opened() for _ in range(3)))
+        await box.aclose()
+
+    for _ in range(2):
+        asyncio.run(at_the_same_time())
+
+
 def test_two_boxes_with_one_tool_are_refused():
     async def open_both() -> None:
         async with Toolboxes(boxes={"a": open_pages, "b": open_pages})(TASK):

@@ -9,9 +9,10 @@ from moonlit.agents.swarm.limits import SwarmLimits
 from moonlit.agents.swarm.scripted import OneCall
 from moonlit.agents.swarm.subagent import PolicySubAgent
 from moonlit.agents.swarm.swarm import Swarm
+from moonlit.agents.toolbox import Toolboxes
 from moonlit.batch import Trajectory
 from moonlit.chat.messages import Message
-from tests.rl.scripted import SPECIAL, Scripted, conversation, says
+from tests.rl.scripted import SPECIAL, TOKENIZER, Scripted, conversation, says
 from tests.swarm.orchestrating import (
     NAMES,
     PARALLEL,
@@ -211,6 +212,33 @@ def test_kinds_of_sub_agents_are_asked_for_by_name():
         return [output.text for output in outputs]
 
     assert asyncio.run(names()) == ["reader 1: r", "counter 2: c", "someone: r"]
+
+
+def test_unlike_kinds_have_engines_tools_and_prompts_of_their_own():
+    """The counter has no tool, says what its own engine says, and is told what it is."""
+    page = calls(("open", f'{{"title": "{NAMES[0]}"}}'))
+    engines = {"reader": Scripted(page, says("read")), "counter": Scripted(page, says("counted"))}
+    workers = {
+        "reader": PolicySubAgent(policy=conversation(engines["reader"]), toolbox=open_pages),
+        "counter": PolicySubAgent(
+            policy=conversation(engines["counter"]), toolbox=Toolboxes(boxes={}), prompt="Count!"
+        ),
+    }
+    turn = calls(
+        *(("create_subagent", f'{{"name": "{n} 1", "system_prompt": "Be quick."}}')
+          for n in workers),
+        *(("assign_task", f'{{"agent": "{n} 1", "prompt": "p"}}') for n in workers),
+    )  # fmt: skip
+    swarm = run(turn, says("x"), worker=workers)
+
+    reader, counter = swarm.children
+    assert (reader.text, counter.text) == ("read", "counted")
+    assert told(reader) == [f"{NAMES[0]} {TASK.answer[0][1]}"]
+    assert told(counter) == ["Error: there is no tool 'open'; there are none"]
+    prompts = {n: TOKENIZER.decode(list(e.requests[0].input_ids)) for n, e in engines.items()}
+    assert "Count!\nBe quick." in prompts["counter"]
+    assert "Be quick." in prompts["reader"]
+    assert "Count!" not in prompts["reader"]
 
 
 class Kind:

@@ -120,7 +120,8 @@ class SandboxToolbox:
             yield Toolset([tool])
 
     async def aclose(self) -> None:
-        """End the sandboxes."""
+        """End the sandboxes; they may start again, on another event loop too."""
         if self.is_open:
             await self.pool.__aexit__()
             self.is_open = False
+        self.opening = asyncio.Lock()  # one that somebody has waited for belongs to its loop

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from moonlit.agents.context import ContextStrategy, KeepAll
+from moonlit.agents.context import ContextStrategy
 from moonlit.agents.tools import Toolset
 from moonlit.chat.messages import Message
 from moonlit.chat.tokenizer import Tokenizer
@@ -30,8 +30,8 @@ class FrozenPolicy:
         max_new_tokens: of one turn.
         max_turns: of one answer: the step budget.
         temperature: of sampling.
-        thinking: let it think first.
         context: what is done where a dialogue grows too long.
+        thinking: let it think first.
 
     Raises:
         FileNotFoundError: if there is no such checkpoint.
@@ -47,8 +47,8 @@ class FrozenPolicy:
         max_new_tokens: int,
         max_turns: int,
         temperature: float,
+        context: ContextStrategy,
         thinking: bool = False,
-        context: ContextStrategy | None = None,
     ) -> None:
         if not Path(ckpt).exists():
             raise FileNotFoundError(f"ckpt={ckpt}: no such checkpoint for a sub-agent")
@@ -56,7 +56,7 @@ class FrozenPolicy:
         self.tokenizer_name = tokenizer
         self.max_new_tokens, self.max_turns = max_new_tokens, max_turns
         self.temperature, self.thinking = temperature, thinking
-        self.context = KeepAll() if context is None else context
+        self.context = context
         self.conversation: Conversation | None = None
         self.loading = asyncio.Lock()
 
@@ -97,7 +97,8 @@ class FrozenPolicy:
         )
 
     async def aclose(self) -> None:
-        """End the engine."""
+        """End the engine; it may start again, on another event loop too."""
         if self.conversation is not None:
             self.conversation.engine.close()
             self.conversation = None
+        self.loading = asyncio.Lock()  # one that somebody has waited for belongs to its loop
