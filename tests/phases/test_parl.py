@@ -241,6 +241,8 @@ def test_an_evaluation_asks_who_serves_at_its_step(monkeypatch: pytest.MonkeyPat
 
     assert phase.environment.workers_now() == {"w": large}
     assert phase.environment.progress == 0.5
+    phase.environment.tell(progress=0.4, step=3)
+    assert phase.environment.workers_now() == {"w": small}
 
 
 @pytest.mark.parametrize("steps", [[], [3], [-1, 0], [0, 0]])

@@ -63,6 +63,7 @@ def test_a_sub_agent_has_sub_agents_and_its_steps_are_counted_to_the_last():
     assert [child.agent for child in below.children] == ["w0", "w1", "w2"]
     assert [child.called_by for child in below.children] == [2, 2, 7]
     assert critical_steps(below) == 7
+    assert below.metrics["num_useful_calls"] == 3  # readers that worked; creating them is no work
     assert swarm.metrics["critical_steps"] == critical_steps(swarm) == 9
     assert swarm.metrics["total_steps"] == total_steps(swarm) == 11
     assert swarm.rewards["wide_search"] == 1.0
