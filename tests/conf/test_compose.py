@@ -97,8 +97,11 @@ def test_a_frozen_sub_agent_is_a_kind_of_its_own(kind, ckpts, steps, tmp_path: P
         "phase=parl", "data=fact_search", "environment@phase.environment=swarm_search",
         f"+subagent@{solver}={kind}", f"run_dir={tmp_path}",
         *(f"{solver}.{ckpt}={CONF / 'train.yaml'}" for ckpt in ckpts),
+        "phase.environment.limits.max_depth=2",
     ]  # fmt: skip
-    workers = build(compose_run(*chosen)).phase.environment.workers
+    environment = build(compose_run(*chosen)).phase.environment
+    assert environment.limits.max_depth == 2
+    workers = environment.workers
     assert list(workers) == ["reader", "searcher", "solver"]
     stages = getattr(workers["solver"], "stages", None)
     assert (stages and [stage.from_step for stage in stages]) == steps
