@@ -16,8 +16,9 @@ from data_modules.tasks.downloads import Downloads, save_pages
 from data_modules.tasks.source import HELD_OUT, TRAIN
 from data_modules.zero_vision.lines import assistant, called, line, user
 from data_modules.zero_vision.source import write_whole, written
-from moonlit.agents.swarm.orchestrator import Swarm, SwarmLimits
+from moonlit.agents.swarm.limits import SwarmLimits
 from moonlit.agents.swarm.scripted import OneCall
+from moonlit.agents.swarm.swarm import Swarm
 from moonlit.agents.tools import Toolset
 from moonlit.batch import Task
 from moonlit.chat.messages import ToolCall
@@ -76,7 +77,7 @@ class SwarmTraces:
 async def trace(task: Task, *, is_parallel: bool) -> dict[str, Any]:
     """Work on a task by script, and write the dialogue down."""
     swarm = Swarm(
-        {"worker": OneCall(tools=save_pages, tool="save", argument="page")},
+        {"worker": OneCall(toolbox=save_pages, tool="save", argument="page")},
         task,
         limits=SwarmLimits(),
         num_prompt=1,

@@ -1,11 +1,13 @@
 """Facts: an invented world of countries, cities, companies and people over many short pages.
 
 Wide questions want a table ("every city of Tavoria with its population"), deep ones a chain of
-pages ("in which country was the head of Norvex born?"). Answers are exact, so tables are scored by
-item-F1 and row-F1 without a judge (``moonlit.agents.tables``). Names are made of syllables: nothing
-here can be known beforehand, only looked up.
+pages ("in which country was the head of Norvex born?") or several chains that join late ("where was
+the oldest of these three heads born?"). Answers are exact, so tables are scored by item-F1 and
+row-F1 without a judge (``moonlit.agents.tables``). Names are made of syllables: nothing here can be
+known beforehand, only looked up.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,9 +37,9 @@ class FactQuestion:
 
     text: str
     kind: str
-    """``wide`` or ``deep``."""
+    """``wide``, ``deep``, ``join`` or ``disputed``."""
     truth: list[list[str]]
-    """Rows of the table; for a deep question one row of one cell."""
+    """Rows of the table; for the other questions one row of one cell."""
     header: list[str] = field(default_factory=list)
     """Columns of a wide question's table; the first is the key."""
     path: list[str]
@@ -52,11 +54,18 @@ class Facts:
     Args:
         seed: of everything.
         num_countries: each has four to nine cities.
+        accept: of the names that are made up, those that may be used.
     """
 
-    def __init__(self, seed: int, num_countries: int = 12) -> None:
+    def __init__(
+        self,
+        seed: int,
+        num_countries: int = 12,
+        accept: Callable[[str], bool] = lambda name: True,
+    ) -> None:
         rng = np.random.default_rng([seed, 5])
         self.taken: set[str] = set()
+        self.accept = accept
         self.countries: dict[str, Record] = {}
         self.cities: dict[str, Record] = {}
         self.companies: dict[str, Record] = {}
@@ -77,7 +86,8 @@ class Facts:
                 + CODAS[rng.integers(len(CODAS))]
                 for _ in range(syllables)
             ]
-            if (name := "".join(parts).capitalize() + ending) not in self.taken:
+            name = "".join(parts).capitalize() + ending
+            if name not in self.taken and self.accept(name):
                 self.taken.add(name)
                 return name
 
@@ -166,6 +176,31 @@ class Facts:
             ],
         )
 
+    def join(self, rng: Generator) -> FactQuestion:
+        """Ask along three chains whose ends have to be compared before the last step is known."""
+        while True:
+            chosen = [list(self.companies)[n] for n in rng.permutation(len(self.companies))[:3]]
+            heads = [self.companies[name]["head"] for name in chosen]
+            years = [self.people[head]["born"] for head in heads]
+            if sorted(years)[0] != sorted(years)[1]:
+                break
+        oldest = heads[years.index(min(years))]
+        city = self.people[oldest]["birthplace"]
+        key = pick(rng, JOINS)
+        asked = JOINS[key].format(companies=f"{', '.join(chosen[:2])} and {chosen[2]}")
+        return FactQuestion(
+            text=asked,
+            kind="join",
+            truth=[[self.cities[city][key]]],
+            path=[*chosen, *heads, city],
+            evidence=[
+                *(f"the head of {c} is {head}" for c, head in zip(chosen, heads, strict=True)),
+                *(f"{head} was born in {y}" for head, y in zip(heads, years, strict=True)),
+                f"the oldest is {oldest}, born in {city}; the {KEY_WORDS[key]} is "
+                f"{self.cities[city][key]}",
+            ],
+        )
+
     def deep(self, rng: Generator) -> FactQuestion:
         """Ask along a chain that begins at a company: two to four pages."""
         company = pick(rng, self.companies)
@@ -198,6 +233,11 @@ KEY_WORDS = {"head": "head", "birthplace": "birthplace", "country": "country", "
              "river": "river", "currency": "currency", "capital": "capital",
              "born": "year of birth", "population": "population",
              "profession": "profession"}  # fmt: skip
+JOINS = {
+    "country": "Of the heads of {companies}: in which country was the oldest born?",
+    "river": "On which river was the oldest of the heads of {companies} born?",
+    "population": "How many people live where the oldest of the heads of {companies} was born?",
+}
 Chain = tuple[tuple[tuple[str, str], ...], str, str]
 CHAINS: tuple[Chain, ...] = (
     ((("head", "people"),), "profession", "What did the head of {company} learn?"),

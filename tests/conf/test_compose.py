@@ -46,7 +46,10 @@ def test_every_part_of_a_phase_can_be_built(phase: str, tmp_path: Path):
     assert len(run.callbacks) > 5
 
 
-@pytest.mark.parametrize("environment", ["rules", "rules_ipython", "swarm_facts"])
+@pytest.mark.parametrize(
+    "environment",
+    ["rules", "rules_ipython", "swarm_facts", "swarm_search", "swarm_search_ipython"],
+)
 def test_an_environment_is_swapped_by_name(environment: str, tmp_path: Path):
     chosen = f"environment@phase.environment={environment}"
     run = build(compose_run("phase=visual_rl", chosen, f"run_dir={tmp_path}"))
@@ -60,11 +63,48 @@ def test_an_environment_is_swapped_by_name(environment: str, tmp_path: Path):
         ["ptx@data.ptx=dialogues", "phase.ptx_coef=0.1"],
         ["+phase.environment.caps.tokens.counting=8", "phase.environment.caps.penalty=0.5"],
         ["+phase.rollouts.final_temperature=0.5", "phase.reset_optimizer=true"],
+        ["+context@phase.rollouts.context=summary"],
     ],
 )
 def test_options_of_reinforcement_learning_compose(chosen: list[str], tmp_path: Path):
     run = build(compose_run("phase=joint_rl", *chosen, f"run_dir={tmp_path}"))
     assert callable(run.phase.environment.run)
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "context").glob("*.yaml")), ids=lambda p: p.stem)
+def test_a_context_strategy_is_chosen_by_name(path: Path, tmp_path: Path):
+    chosen = f"context@phase.rollouts.context={path.stem}"
+    run = build(compose_run("phase=parl", chosen, f"run_dir={tmp_path}"))
+    strategy = run.phase.rollouts.context
+    words = path.stem.title().replace("_", "").replace("None", "KeepAll")
+    assert type(strategy).__name__ == words
+
+
+@pytest.mark.parametrize(
+    ("kind", "ckpts", "steps"),
+    [
+        ("frozen", ["policy.ckpt"], None),
+        (
+            "small_then_large",
+            ["stages.small.worker.policy.ckpt", "stages.large.worker.policy.ckpt"],
+            [0, 100],
+        ),
+    ],
+)
+def test_a_frozen_sub_agent_is_a_kind_of_its_own(kind, ckpts, steps, tmp_path: Path):
+    solver = "phase.environment.workers.solver"
+    chosen = [
+        "phase=parl", "data=fact_search", "environment@phase.environment=swarm_search",
+        f"+subagent@{solver}={kind}", f"run_dir={tmp_path}",
+        *(f"{solver}.{ckpt}={CONF / 'train.yaml'}" for ckpt in ckpts),
+        "phase.environment.limits.max_depth=2",
+    ]  # fmt: skip
+    environment = build(compose_run(*chosen)).phase.environment
+    assert environment.limits.max_depth == 2
+    workers = environment.workers
+    assert list(workers) == ["reader", "searcher", "solver"]
+    stages = getattr(workers["solver"], "stages", None)
+    assert (stages and [stage.from_step for stage in stages]) == steps
 
 
 JUDGES = {

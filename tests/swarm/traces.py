@@ -1,6 +1,6 @@
 """Rollouts of swarms put together by hand."""
 
-from moonlit.agents.swarm.critical_steps import LOST_STEPS
+from moonlit.agents.swarm.critical_steps import LOST_STEPS, LOST_TOTAL_STEPS
 from moonlit.agents.swarm.reward import WORK
 from moonlit.batch import Segment, Trajectory
 from moonlit.chat.messages import Message, ToolCall
@@ -40,7 +40,7 @@ def agent(
         prompt=[Message(role="user", content=task)],
         called_by=called_by,
         children=children or [],
-        metrics={WORK: float(work), LOST_STEPS: float(lost)},
+        metrics={WORK: float(work), LOST_STEPS: float(lost), LOST_TOTAL_STEPS: float(lost)},
         error=error,
     )
 

@@ -15,6 +15,10 @@ class VerifierError(RuntimeError):
     """A judge could not tell: its own fault, never the policy's, and never a reward of zero."""
 
 
+class ContextOverflowError(ValueError):
+    """A prompt leaves no room for an answer."""
+
+
 @runtime_checkable
 class Judge(Protocol):
     """Measures a finished rollout."""

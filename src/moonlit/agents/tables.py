@@ -1,7 +1,8 @@
 """Wide-search answers: a table in text, compared with the true one cell by cell and row by row.
 
 The first column is the key. An *item* is a cell named by its row's key and its column; a *row* is
-right when all of its cells are. F1 is over sets, so repeating a row gains nothing.
+right when all of its cells are. F1 is over sets, so repeating a row gains nothing. A cell that
+cannot be decided names all its values, ``12 or 15``, in any order.
 Source: WideSearch (arXiv:2508.07999) scores items and rows by F1; here values are compared exactly,
 after normalising spaces and case, so that no judge is needed.
 """
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 
 Table = Sequence[Sequence[str]]
 """Rows of cells, the header left out."""
+OR = " or "
+"""Between the values of a cell that cannot be decided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +41,24 @@ def read_table(text: str, num_columns: int) -> list[list[str]]:
 
     Rows of another width are left out; a text without a table has no rows.
     """
+    _, rows = lines_of(text)
+    return [row for row in rows if len(row) == num_columns]
+
+
+def read_header(text: str) -> list[str]:
+    """Read the line above the dashes of an answer's Markdown table; empty where there is none."""
+    return lines_of(text)[0]
+
+
+def lines_of(text: str) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of a text's first Markdown table, of whatever width."""
     lines = [line.strip() for line in text.splitlines() if line.strip().startswith("|")]
     rules = [place for place, line in enumerate(lines) if set(line) <= set("|-: ") and "-" in line]
     if not rules:
-        return []
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[rules[0] + 1 :]]
-    return [row for row in rows if len(row) == num_columns]
+        return [], []
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    header = cells[rules[0] - 1] if rules[0] else []
+    return header, cells[rules[0] + 1 :]
 
 
 def write_table(header: Sequence[str], rows: Table) -> str:
@@ -53,8 +68,13 @@ def write_table(header: Sequence[str], rows: Table) -> str:
 
 
 def normalised(table: Table) -> set[tuple[str, ...]]:
-    """Return rows with single spaces and in lower case."""
-    return {tuple(" ".join(cell.lower().split()) for cell in row) for row in table}
+    """Return rows with single spaces, in lower case, a cell's alternatives in one order."""
+    return {tuple(OR.join(alternatives(cell)) for cell in row) for row in table}
+
+
+def alternatives(cell: str) -> tuple[str, ...]:
+    """Return the values that a cell leaves open (``12 or 15``), sorted; most cells have one."""
+    return tuple(sorted(set(" ".join(cell.lower().split()).split(OR))))
 
 
 def items(rows: set[tuple[str, ...]]) -> set[tuple[str, int, str]]:

@@ -59,6 +59,11 @@ class Tool:
         return {"type": "function", "function": {**function, "parameters": self.parameters}}
 
 
+def nothing_to_say() -> Message | None:
+    """Say nothing after a turn."""
+    return None
+
+
 @dataclass(slots=True)
 class Toolset:
     """The tools of one rollout.
@@ -68,6 +73,8 @@ class Toolset:
     """
 
     tools: Sequence[Tool]
+    after_turn: Callable[[], Message | None] = nothing_to_say
+    """Asked once all calls of a turn are answered: what they say together."""
     num_calls: int = 0
     num_refused: int = 0
     """Calls that no tool saw: unreadable, unknown or with wrong arguments."""
@@ -85,7 +92,7 @@ class Toolset:
         return [tool.declaration for tool in self.tools]
 
     async def answer(self, turn: ParsedTurn) -> list[Message]:
-        """Return one tool message a call, in order, and one for all that could not be read."""
+        """Return one tool message a call, in order, then one for all that could not be read."""
         calls = turn.message.tool_calls
         outputs = await asyncio.gather(*map(self.run, calls))
         messages = [
@@ -96,7 +103,8 @@ class Toolset:
             self.num_refused += 1
             output = ToolOutput(error="; ".join(turn.errors)[:2000])
             messages.append(tool_message(UNREADABLE, UNREADABLE, output))
-        return messages
+        together = self.after_turn()
+        return messages if together is None else [*messages, together]
 
     async def run(self, call: ToolCall) -> ToolOutput:
         """Make one call."""

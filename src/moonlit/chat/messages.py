@@ -102,3 +102,8 @@ class Message:
     def parts(self) -> Sequence[Part]:
         """The content as parts."""
         return (Text(self.content),) if isinstance(self.content, str) else self.content
+
+    @property
+    def words(self) -> str:
+        """The content's text, media left out."""
+        return "".join(part.text for part in self.parts if isinstance(part, Text))

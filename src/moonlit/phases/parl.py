@@ -22,7 +22,17 @@ class PARL(PolicyPhase):
 
     def collect(self) -> list[Group]:
         """Tell the environment how far the run is, for the annealing; then roll out."""
-        self.environment.progress = min(1.0, self.global_step / max(1, self.trainer.max_steps))
+        self.tell_environment()
         lambda_1, lambda_2 = self.environment.reward.lambdas(self.environment.progress)
         self.log_dict({"swarm/lambda_parallel": lambda_1, "swarm/lambda_finish": lambda_2})
         return super().collect()
+
+    def on_validation_start(self) -> None:
+        """Tell it before an evaluation too, which may be the first thing of a resumed run."""
+        super().on_validation_start()
+        self.tell_environment()
+
+    def tell_environment(self) -> None:
+        """Say how far the run is."""
+        done = min(1.0, self.global_step / max(1, self.trainer.max_steps))
+        self.environment.tell(progress=done, step=self.global_step)

@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from jaxtyping import Float
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
+from moonlit.agents.context import ContextStrategy, KeepAll
 from moonlit.agents.environment import Environment, GroupJudge
 from moonlit.batch import Group, PackedBatch, Task
 from moonlit.chat.messages import Image, VideoChunk
@@ -58,6 +59,7 @@ class RolloutSettings:
         row_tokens: of a packed row that is trained [tokens].
         max_error_fraction: of rollouts lost to environments or verifiers; more stop the run.
         timeout_s: of one rollout; None: none.
+        context: what is done where a dialogue grows too long.
     """
 
     group_size: int
@@ -75,6 +77,7 @@ class RolloutSettings:
     row_tokens: int = 4096
     max_error_fraction: float = 0.1
     timeout_s: float | None = None
+    context: ContextStrategy = field(default_factory=KeepAll)
 
     def __post_init__(self) -> None:
         if not 1 <= self.updates_per_iteration <= self.groups_per_iteration:
@@ -129,6 +132,8 @@ class PolicyPhase(PhaseModule):
         self.normalise_advantages, self.reset_optimizer = normalise_advantages, reset_optimizer
         if not 0 <= ptx_coef < float("inf"):
             raise ValueError(f"phase.ptx_coef={ptx_coef}: want at least 0, and finite")
+        if rollouts.context.needs_swarm and not getattr(environment, "workers", None):
+            raise ValueError("context=sharding wants an environment with sub-agents (workers)")
         self.ptx_coef, self.scales = ptx_coef, Scales()
         self.held_out = HeldOutRewards()
         self.last_groups: list[Group] = []
@@ -285,6 +290,7 @@ class PolicyPhase(PhaseModule):
             temperature=settings.temperature,
             top_p=1.0,  # the trained log-probs know temperature, not nuclei
             max_turns=settings.max_turns,
+            context=settings.context,
         )
         rank, num_ranks = self.data_parallel_place()
         self.manager = RolloutManager(

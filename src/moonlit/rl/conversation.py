@@ -6,10 +6,13 @@ Token in, token out: what was sampled stands in the next prompt as the same ids.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 from PIL import Image
 
+from moonlit.agents.context import ContextStrategy, KeepAll
+from moonlit.agents.environment import ContextOverflowError
 from moonlit.agents.sandbox.pool import Pool
 from moonlit.agents.tools import Toolset
 from moonlit.agents.toolsets.ipython import ipython
@@ -27,6 +30,10 @@ RELEASED_TEMPERATURE = {True: 1.0, False: 0.6}
 RELEASED_TOP_P = 0.95
 
 
+def unwatched(message: Message) -> None:
+    """Let a message pass."""
+
+
 @dataclass(slots=True)
 class Reply:
     """What came after a prompt: the policy's turns and what its tools returned."""
@@ -42,6 +49,8 @@ class Reply:
     """What was malformed in the policy's turns."""
     stop_reason: Literal["answer", "length", "context", "turns"] = "turns"
     """It answered; a turn was cut; the positions ran out; the turns did."""
+    watch: Callable[[Message], None] = unwatched
+    """Is shown each message as it comes."""
 
     @property
     def text(self) -> str:
@@ -64,6 +73,7 @@ class Reply:
         """Append a message that has just been made."""
         self.messages.append(message)
         self.spans.append(Span(began_s, time.time()))
+        self.watch(message)
 
     def segments(self) -> list[Segment]:
         """Return the rows to train: one, as long as every prompt extends what stood before it."""
@@ -101,6 +111,7 @@ class Conversation:
         max_turns: of the policy in one reply; its tool calls end there.
         max_reply_tokens: sampled in one reply, all its turns together; None: no limit.
         limits: of pictures.
+        context: what is done where the dialogue grows too long.
     """
 
     engine: Engine
@@ -113,6 +124,7 @@ class Conversation:
     max_turns: int = 8
     max_reply_tokens: int | None = None
     limits: PatchLimits = RELEASED_LIMITS
+    context: ContextStrategy = field(default_factory=KeepAll)
 
     @property
     def sampling(self) -> Sampling:
@@ -138,7 +150,7 @@ class Conversation:
         *,
         seed: int,
         tools: Toolset | None = None,
-        watch: Callable[[Message], None] = lambda message: None,
+        watch: Callable[[Message], None] = unwatched,
     ) -> Reply:
         """Let the policy answer, tools included.
 
@@ -150,61 +162,105 @@ class Conversation:
 
         Raises:
             ValueError: if the engine refuses the prompt.
+            ContextOverflowError: if the prompt leaves no position for an answer.
         """
-        reply = Reply()
+        reply = Reply(watch=watch)
+        history: list[Message] = []  # what the policy still sees of the reply
         with self.engine.session() as session:
+            dialogue = Dialogue(self, list(messages), reply, seed, session, tools)
             for _ in range(self.max_turns):
-                turn = await self.turn([*messages, *reply.messages], reply, seed, session, tools)
+                turn = await dialogue.turn(history)
                 if turn is None:
                     return reply
-                watch(turn.message)
                 if not self.calls_tools(turn) or tools is None:
                     reply.stop_reason = "answer"
                     return reply
                 began_s = time.time()
-                for result in await tools.answer(turn):
+                results = await tools.answer(turn)
+                for result in results:
                     reply.add(result, began_s)
-                    watch(result)
+                history += [turn.message, *results]
         return reply
 
-    async def turn(
-        self,
-        messages: Sequence[Message],
-        reply: Reply,
-        seed: int,
-        session: object,
-        tools: Toolset | None,
-    ) -> ParsedTurn | None:
+    def calls_tools(self, turn: ParsedTurn) -> bool:
+        """Whether a turn wants tools, readable or not."""
+        begin = self.tokenizer.special.tool_calls_section_begin_id
+        return bool(turn.message.tool_calls) or begin in (turn.message.sampled_ids or ())
+
+
+@dataclass(slots=True)
+class Dialogue:
+    """A reply on its way."""
+
+    talk: Conversation
+    messages: list[Message]
+    """What is answered."""
+    reply: Reply
+    seed: int
+    session: object
+    tools: Toolset | None
+
+    async def turn(self, history: list[Message]) -> ParsedTurn | None:
         """Sample one turn into the reply; None: it could not be finished, and the reply says why.
 
+        Args:
+            history: what came after the messages; shortened in place where it is too long.
+
         Raises:
-            ValueError: if the first prompt is too long already.
+            ContextOverflowError: if the first prompt is too long already.
         """
-        rendered = render(
-            messages,
-            self.tokenizer,
-            tools=tools.declarations if tools else (),
+        rendered = self.rendered(history)
+        threshold = self.talk.context.threshold
+        if history and threshold is not None and len(rendered.input_ids) > threshold:
+            shorter = await self.talk.context.shorten(history, partial(self.ask, history))
+            if shorter is None:
+                return None
+            history[:] = shorter
+            rendered = self.rendered(history)
+        return await self.sample(rendered)
+
+    async def ask(self, history: list[Message], request: Message) -> str | None:
+        """Let the policy answer a request about its work; None: it could not be finished."""
+        self.reply.add(request, time.time())
+        turn = await self.sample(self.rendered([*history, request]))
+        return None if turn is None else turn.message.words
+
+    def rendered(self, history: Sequence[Message]) -> Rendered:
+        """Return the ids of the dialogue so far."""
+        return render(
+            [*self.messages, *history],
+            self.talk.tokenizer,
+            tools=self.tools.declarations if self.tools else (),
             add_generation_prompt=True,
-            thinking=self.thinking,
-            limits=self.limits,
+            thinking=self.talk.thinking,
+            limits=self.talk.limits,
         )
-        if reply.messages and len(rendered.input_ids) >= self.max_positions:
+
+    async def sample(self, rendered: Rendered) -> ParsedTurn | None:
+        """Let the engine continue a prompt, as far as it can be."""
+        talk, reply = self.talk, self.reply
+        if (num_tokens := len(rendered.input_ids)) >= talk.max_positions:
+            if not reply.messages:
+                raise ContextOverflowError(
+                    f"the prompt has {num_tokens} tokens: there are {talk.max_positions} positions,"
+                    " and one is needed for an answer"
+                )
             reply.stop_reason = "context"
             return None
-        if self.max_reply_tokens is not None and reply.num_tokens >= self.max_reply_tokens:
+        if talk.max_reply_tokens is not None and reply.num_tokens >= talk.max_reply_tokens:
             reply.stop_reason = "length"
             return None
         began_s = time.time()
-        completion = await self.engine.generate(
+        completion = await talk.engine.generate(
             Request(
                 input_ids=rendered.input_ids,
                 media=pack_media(rendered.media) if rendered.media else None,
-                sampling=self.sampling_after(reply.num_tokens),
-                seed=seed,
-                session=session,
+                sampling=talk.sampling_after(reply.num_tokens),
+                seed=self.seed,
+                session=self.session,
             )
         )
-        turn = parse_assistant(completion.token_ids, self.tokenizer, thinking=self.thinking)
+        turn = parse_assistant(completion.token_ids, talk.tokenizer, thinking=talk.thinking)
         reply.prompts.append(rendered)
         reply.completions.append(completion)
         reply.add(turn.message, began_s)
@@ -213,11 +269,6 @@ class Conversation:
             reply.stop_reason = completion.stop_reason
             return None
         return turn
-
-    def calls_tools(self, turn: ParsedTurn) -> bool:
-        """Whether a turn wants tools, readable or not."""
-        begin = self.tokenizer.special.tool_calls_section_begin_id
-        return bool(turn.message.tool_calls) or begin in (turn.message.sampled_ids or ())
 
 
 async def work_on(conversation: Conversation, task: Task, pool: Pool | None, *, seed: int) -> Reply:

@@ -6,11 +6,11 @@ for each task.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Protocol, runtime_checkable
+from contextlib import asynccontextmanager
 
 from moonlit.agents.environment import Judge, close
 from moonlit.agents.sandbox.pool import Pool
+from moonlit.agents.toolbox import Toolbox
 from moonlit.agents.tools import Toolset
 from moonlit.agents.toolsets.ipython import ipython
 from moonlit.batch import Task, Trajectory
@@ -20,19 +20,6 @@ from moonlit.rl.token_caps import TokenCaps
 
 Variation = Callable[[Task, int], Sequence[Message]]
 """From a task and a seed to the messages that ask it."""
-
-
-@runtime_checkable
-class Toolbox(Protocol):
-    """Lends every rollout a toolset of its own."""
-
-    def tools(self, task: Task) -> AbstractAsyncContextManager[Toolset]:
-        """Return the tools of one rollout; they end with it."""
-        ...
-
-    async def aclose(self) -> None:
-        """Let go of what the toolsets shared."""
-        ...
 
 
 class DialogueEnvironment:
@@ -71,7 +58,7 @@ class DialogueEnvironment:
         if self.toolbox is None:
             reply = await policy.reply(prompt, seed=seed)
         else:
-            async with self.toolbox.tools(task) as tools:
+            async with self.toolbox(task) as tools:
                 reply = await policy.reply(prompt, seed=seed, tools=tools)
         trajectory = trajectory_of(reply)
         trajectory.prompt = None if self.variation is None else prompt
@@ -94,7 +81,7 @@ class DialogueEnvironment:
     async def aclose(self) -> None:
         """Close toolbox and judge."""
         if self.toolbox is not None:
-            await self.toolbox.aclose()
+            await close(self.toolbox)
         await close(self.judge)
 
 
@@ -123,7 +110,7 @@ class SandboxToolbox:
         self.opening = asyncio.Lock()
 
     @asynccontextmanager
-    async def tools(self, task: Task) -> AsyncIterator[Toolset]:
+    async def __call__(self, task: Task) -> AsyncIterator[Toolset]:
         """Lend an interpreter with the task's pictures in it."""
         async with self.opening:
             if not self.is_open:
@@ -133,7 +120,8 @@ class SandboxToolbox:
             yield Toolset([tool])
 
     async def aclose(self) -> None:
-        """End the sandboxes."""
+        """End the sandboxes; they may start again, on another event loop too."""
         if self.is_open:
             await self.pool.__aexit__()
             self.is_open = False
+        self.opening = asyncio.Lock()  # one that somebody has waited for belongs to its loop

@@ -18,7 +18,9 @@ from moonlit.chat.messages import Message
 
 SWARM_TOOLS = ("create_subagent", "assign_task")
 LOST_STEPS = "lost_steps"
-"""Metric of a sub-agent's rollout: steps of the attempts before it [steps]."""
+"""Metric of a sub-agent's rollout: critical steps of the attempts that were lost [steps] ..."""
+LOST_TOTAL_STEPS = "lost_total_steps"
+"""... and all their steps, those of their own sub-agents among them [steps]."""
 
 
 def critical_steps(trajectory: Trajectory) -> int:
@@ -40,7 +42,8 @@ def steps_with_attempts(child: Trajectory) -> int:
 def total_steps(trajectory: Trajectory) -> int:
     """Return the steps of everybody, as if nothing ran at the same time."""
     below = sum(
-        total_steps(child) + int(child.metrics.get(LOST_STEPS, 0)) for child in trajectory.children
+        total_steps(child) + int(child.metrics.get(LOST_TOTAL_STEPS, 0))
+        for child in trajectory.children
     )
     return own_steps(trajectory) + below
 

@@ -5,21 +5,22 @@ For tests, and for training an orchestrator on a machine where a second model wo
 
 import random
 import time
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 
 from moonlit.agents.swarm.reward import WORK
-from moonlit.agents.swarm.subagent import says
-from moonlit.agents.tools import Toolset, tool_message
+from moonlit.agents.swarm.swarm import Swarm
+from moonlit.agents.toolbox import Toolbox
+from moonlit.agents.tools import tool_message
 from moonlit.batch import Span, Task, Trajectory
 from moonlit.chat.messages import Message, ToolCall
 
 
 class OneCall:
-    """Calls one tool with the last word of its task, and repeats what the tool says.
+    """Calls one tool with what its task names, and repeats what the tool says.
+
+    That is what stands after the last colon, else the last word.
 
     Args:
-        tools: lends the tool.
+        toolbox: lends the tool.
         tool: its name.
         argument: the name of its one argument; a whole number is given as such.
         success_probability: that an attempt does not crash; drawn from the attempt's seed.
@@ -28,17 +29,19 @@ class OneCall:
     def __init__(
         self,
         *,
-        tools: Callable[[Task], AbstractAsyncContextManager[Toolset]],
+        toolbox: Toolbox,
         tool: str,
         argument: str,
         success_probability: float = 1.0,
     ) -> None:
         if not 0 <= success_probability <= 1:
             raise ValueError(f"success_probability={success_probability}: want it in [0, 1]")
-        self.tools, self.tool, self.argument = tools, tool, argument
+        self.toolbox, self.tool, self.argument = toolbox, tool, argument
         self.success_probability = success_probability
 
-    async def work(self, prompt: list[Message], task: Task, *, seed: int) -> Trajectory:
+    async def work(
+        self, prompt: list[Message], task: Task, *, seed: int, swarm: Swarm
+    ) -> Trajectory:
         """Make the call.
 
         Raises:
@@ -47,11 +50,10 @@ class OneCall:
         began_s = time.time()
         if random.Random(seed).random() >= self.success_probability:
             raise ConnectionError("the sub-agent was lost")
-        words = says(prompt[-1]).split()
-        word = words[-1].strip(".,;?!") if words else ""
-        value = int(word) if word.isascii() and word.isdigit() else word
+        named = named_in(prompt[-1].words)
+        value = int(named) if named.isascii() and named.isdigit() else named
         call = ToolCall(self.tool, {self.argument: value}, f"functions.{self.tool}:0")
-        async with self.tools(task) as tools:
+        async with self.toolbox(task) as tools:
             output = await tools.run(call)
         found = output.error is None
         messages = [
@@ -67,3 +69,10 @@ class OneCall:
             text=output.text if found else "",
             metrics={WORK: float(found)},
         )
+
+
+def named_in(text: str) -> str:
+    """Return what stands after a text's last colon, else its last word."""
+    _, colon, behind = text.rpartition(":")
+    words = behind.split()
+    return (" ".join(words) if colon else "".join(words[-1:])).strip(".,;?!")

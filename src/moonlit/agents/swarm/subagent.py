@@ -1,56 +1,55 @@
-"""Sub-agents: frozen, with a fresh context, tools and a step budget of their own.
+"""Sub-agents that a policy plays: frozen, with fresh contexts, tools and step budgets of their own.
 
 Their rollouts are observations of the orchestrator: nothing in them is trained.
 
 Source: technical report (arXiv:2602.02276), Sec. 3 and App. E.8.
 """
 
-import asyncio
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import replace
+from typing import Any
 
-from moonlit.agents.swarm.critical_steps import LOST_STEPS, own_steps
-from moonlit.agents.swarm.reward import WORK
+from moonlit.agents.environment import close
+from moonlit.agents.swarm.critical_steps import SWARM_TOOLS
+from moonlit.agents.swarm.reward import WORK, did_work
+from moonlit.agents.swarm.swarm import Swarm
+from moonlit.agents.toolbox import Toolbox
 from moonlit.agents.tools import Toolset
 from moonlit.batch import Task, Trajectory
-from moonlit.chat.messages import Message, Text
-
-
-@runtime_checkable
-class SubAgent(Protocol):
-    """Does one task and comes back with one message."""
-
-    async def work(self, prompt: list[Message], task: Task, *, seed: int) -> Trajectory:
-        """Return the rollout, whatever became of it.
-
-        Args:
-            prompt: the sub-agent's system prompt and its task.
-            task: what the orchestrator works on: tools may depend on it.
-            seed: of this attempt.
-        """
-        ...
+from moonlit.chat.messages import Message
 
 
 class PolicySubAgent:
     """A sub-agent that a policy plays: an earlier checkpoint, a smaller model, a server.
 
     Args:
-        policy: a ``Conversation`` whose engine nobody trains; ``max_turns`` is the step budget.
-        tools: lends the tools of one rollout.
+        policy: whose ``reply`` answers (``moonlit.rl.frozen_policy``); nobody trains it. Its turns
+            are the step budget.
+        toolbox: lends the tools of one rollout.
+        prompt: of this kind of sub-agents, ahead of what the orchestrator tells each.
+        delegates: whether it may have sub-agents of its own, as deep as the limits allow.
     """
 
     def __init__(
-        self, policy: Any, tools: Callable[[Task], AbstractAsyncContextManager[Toolset]]
+        self, *, policy: Any, toolbox: Toolbox, prompt: str = "", delegates: bool = False
     ) -> None:
-        self.policy, self.tools = policy, tools
+        self.policy, self.toolbox, self.prompt = policy, toolbox, prompt
+        self.delegates = delegates
 
-    async def work(self, prompt: list[Message], task: Task, *, seed: int) -> Trajectory:
+    async def work(
+        self, prompt: list[Message], task: Task, *, seed: int, swarm: Swarm
+    ) -> Trajectory:
         """Let the policy answer."""
-        async with self.tools(task) as tools:
-            reply = await self.policy.reply(prompt, seed=seed, tools=tools)
+        if self.prompt:
+            told = f"{self.prompt}\n{prompt[0].words}"
+            prompt = [replace(prompt[0], content=told), *prompt[1:]]
+        async with self.toolbox(task) as own:
+            below = swarm.tools if self.delegates else ()
+            tools = Toolset([*own.tools, *below], after_turn=swarm.disagreements)
+            reply = await self.policy.reply(prompt, seed=seed, tools=tools, watch=swarm.watch)
         useful = sum(
-            message.role == "tool" and not says(message).startswith("Error: ")
+            message.role == "tool"
+            and message.name not in SWARM_TOOLS
+            and not message.words.startswith("Error: ")
             for message in reply.messages
         )
         return Trajectory(
@@ -59,47 +58,11 @@ class PolicySubAgent:
             spans=list(reply.spans),
             stop_reason=reply.stop_reason,
             text=reply.text,
-            metrics={WORK: float(useful)},
+            children=swarm.children,
+            metrics={WORK: float(useful + sum(map(did_work, swarm.children)))},
         )
 
-
-def says(message: Message) -> str:
-    """Return a message's words."""
-    return "".join(part.text for part in message.parts if isinstance(part, Text))
-
-
-async def attempt(
-    worker: SubAgent,
-    prompt: list[Message],
-    task: Task,
-    *,
-    seed: int,
-    max_retries: int,
-    timeout_s: float | None,
-) -> Trajectory:
-    """Let a sub-agent try until it answers, each time with a fresh seed.
-
-    A crash, a time-out, a loop that uses up its steps, a context that overflows: each costs this
-    sub-agent's result only, and the steps it took.
-    """
-    lost_steps, retry, last = 0, 0, failed("nobody tried")
-    for retry in range(max_retries + 1):
-        try:
-            async with asyncio.timeout(timeout_s):
-                last = await worker.work(prompt, task, seed=seed + retry)
-        except Exception as error:  # told to the orchestrator; the rollout goes on
-            last = failed(f"{type(error).__name__}: {error}".removesuffix(": "))
-        if last.error is None and last.stop_reason == "answer" and last.text.strip():
-            break
-        if retry < max_retries:
-            lost_steps += max(1, own_steps(last))  # a crash has cost at least the step it died in
-    if own_steps(last) == 0:  # nothing is left of the last attempt either
-        lost_steps += 1
-    last.metrics[LOST_STEPS] = float(lost_steps)
-    last.metrics["num_retries"] = float(retry)
-    return last
-
-
-def failed(reason: str) -> Trajectory:
-    """Return a rollout of which nothing is left."""
-    return Trajectory(segments=[], messages=[], spans=[], stop_reason="error", error=reason)
+    async def aclose(self) -> None:
+        """Let policy and toolbox go."""
+        await close(self.policy)
+        await close(self.toolbox)

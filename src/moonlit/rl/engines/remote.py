@@ -34,7 +34,7 @@ ERRORS = {kind.__name__: kind for kind in (ValueError, FloatingPointError, Weigh
 RETRY_S = 0.5
 
 
-class EngineServerError(RuntimeError):
+class EngineServerError(ConnectionError):
     """An engine server cannot be reached, or has failed; the message names it."""
 
 

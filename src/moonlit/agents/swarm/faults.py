@@ -1,0 +1,90 @@
+"""Faults on purpose: sub-agents that are lost as often as told, for experiments."""
+
+import asyncio
+import random
+from dataclasses import dataclass, fields
+
+from moonlit.agents.environment import close
+from moonlit.agents.swarm.swarm import SubAgent, Swarm
+from moonlit.batch import Task, Trajectory
+from moonlit.chat.messages import Message
+
+GARBAGE = "\ufffd" * 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultRates:
+    """Shares of attempts, each in [0, 1], all together at most 1.
+
+    Args:
+        crash: its connection is lost.
+        hang: it never comes back: wants a time-out.
+        loop: it does the same again and again until its turns are used up.
+        overflow: its context is full before it answers.
+        garbage: it answers with what are no words.
+
+    Raises:
+        ValueError: if they are no shares.
+    """
+
+    crash: float = 0.0
+    hang: float = 0.0
+    loop: float = 0.0
+    overflow: float = 0.0
+    garbage: float = 0.0
+
+    def __post_init__(self) -> None:
+        shares = self.shares
+        if min(shares.values()) < 0 or sum(shares.values()) > 1 + 1e-9:
+            raise ValueError(f"faults={shares}: want shares of at most 1 together")
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The rates by name."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+    def draw(self, seed: int) -> str | None:
+        """Return the fault of an attempt; None: it has none."""
+        left = random.Random(f"fault/{seed}").random()
+        for name, share in self.shares.items():
+            if (left := left - share) < 0:
+                return name
+        return None
+
+
+class Faulty:
+    """A sub-agent with faults, drawn from the seed of every attempt.
+
+    Args:
+        worker: which does the work otherwise.
+        rates: of the faults.
+    """
+
+    def __init__(self, worker: SubAgent, rates: FaultRates) -> None:
+        self.worker, self.rates = worker, rates
+
+    async def work(
+        self, prompt: list[Message], task: Task, *, seed: int, swarm: Swarm
+    ) -> Trajectory:
+        """Do the work, or what is left of it.
+
+        Raises:
+            ConnectionError: as a crash.
+        """
+        fault = self.rates.draw(seed)
+        if fault == "crash":
+            raise ConnectionError("the sub-agent was lost (on purpose)")
+        if fault == "hang":
+            await asyncio.Event().wait()
+        done = await self.worker.work(prompt, task, seed=seed, swarm=swarm)
+        if fault == "loop":
+            done.messages, done.spans = done.messages * 3, done.spans * 3
+        if fault in ("loop", "overflow"):
+            done.stop_reason, done.text = {"loop": "turns", "overflow": "context"}[fault], ""
+        if fault == "garbage":
+            done.text = GARBAGE
+        return done
+
+    async def aclose(self) -> None:
+        """Let the worker go."""
+        await close(self.worker)
