@@ -146,14 +146,19 @@ class Dialogues(PlannedData):
             super().prepare_data()
             corpus = corpus_in(self.corpus_folder)
             for name, wanted in self.num_samples.items():
-                num_missing = wanted - len(corpus.index[name])
-                self.console.print(
-                    f"{name}: {len(corpus.index[name]):,} samples, "
-                    f"{corpus.index[name]['num_tokens'].sum():,} tokens; {num_missing:,} longer "
-                    f"than row_tokens={self.geometry.row_tokens:,} were dropped"
-                )
+                self.say_what_there_is(name, corpus.index[name], wanted)
         if self.world:
             self.world.prepare_data()
+
+    def say_what_there_is(self, name: str, index: np.ndarray, wanted: int) -> None:
+        """Print the numbers of a set, and how many samples were left out."""
+        said = f"{name}: {len(index):,} samples, {index['num_tokens'].sum():,} tokens"
+        if num_missing := wanted - len(index):
+            said += (
+                f"; {num_missing:,} longer than data.row_tokens={self.geometry.row_tokens:,} were "
+                "left out: raise it, or cut them with data.too_long=truncate"
+            )
+        self.console.print(said, soft_wrap=True)
 
     def recipes(self) -> Sequence[SourceRecipe]:
         """Training and held-out dialogues, without the lines that are none."""
@@ -193,7 +198,7 @@ class Dialogues(PlannedData):
         if len(reasons) > self.max_corrupt_fraction * (len(good) + len(reasons)):
             raise ValueError(
                 f"{len(reasons)} of {len(good) + len(reasons)} lines are no dialogues, more than "
-                f"max_corrupt_fraction={self.max_corrupt_fraction} allows; the last: {reasons[-1]}"
+                f"data.max_corrupt_fraction={self.max_corrupt_fraction} allows: see above"
             )
         self.num_samples[name] = num_samples
         return good
@@ -239,14 +244,18 @@ class Dialogues(PlannedData):
 
     def make_plan(self, num_steps: int) -> Plan:
         """Plan a run of so many steps, epoch after epoch."""
-        return plan_dialogues(
-            self.corpus.index[TRAIN],
+        index = self.corpus.index[TRAIN]
+        plan = plan_dialogues(
+            index,
             self.corpus.chunk_starts[TRAIN],
             self.geometry,
             source=TRAIN,
             seed=self.seed,
             num_steps=num_steps,
         )
+        times = len(plan.pieces) / len(index)
+        self.console.print(f"{num_steps:,} steps read every dialogue {times:.1f} times")
+        return plan
 
     def train_dataloader(self) -> PlannedLoader:
         """Return the loader of this rank's rows; with ``replay``, the world's rows behind them."""

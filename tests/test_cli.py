@@ -28,6 +28,17 @@ def test_an_unknown_command_is_refused(tmp_path: Path):
     assert "no command 'trian'" in done.stderr
 
 
+def test_help_explains_keys_and_names_every_choice_in_a_line(tmp_path: Path):
+    done = moonlit("prepare", "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "report: false # true: plan a run" in done.stdout
+    for kind in (ROOT / "conf/source").glob("*.yaml"):
+        lines = done.stdout.partition("\nsource=\n")[2].splitlines()
+        (line,) = [row for row in lines if row.startswith(f"  {kind.stem} ")]
+        assert len(line.split()) > 3
+    assert "hydra:" not in done.stdout
+
+
 @pytest.mark.parametrize(
     ("override", "named"),
     [

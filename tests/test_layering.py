@@ -20,7 +20,9 @@ FORBIDDEN = {  # folder -> packages it may not import
     "data_modules": {"callbacks", "moonlit.models", "moonlit.phases", "hydra", "omegaconf"},
     "callbacks": {"data_modules", "moonlit.models", "moonlit.phases", "hydra", "omegaconf"},
 }
-COMPOSITION_ROOTS = {ROOT / f"src/moonlit/{name}.py" for name in ("train", "submit", "cli", "refusal")}
+COMPOSITION_ROOTS = {
+    ROOT / f"src/moonlit/{name}.py" for name in ("train", "submit", "cli", "refusal", "help")
+}
 
 
 def imported(path: Path) -> set[str]:

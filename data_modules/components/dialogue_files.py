@@ -156,7 +156,7 @@ class MessageReader:
             raise ValueError(f"role={role!r}: want one of {get_args(Role)}")
         pending = [own for own, answered in self.answered.items() if not answered]
         if pending:
-            raise ValueError(f"a {role} message comes before the result of {', '.join(pending)}")
+            raise ValueError(f"message of {role} before the result of {', '.join(pending)}")
         return Message(
             role=role,
             content=self.content(value.get("content")),

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from moonlit.help import help_text
 from moonlit.refusal import said_plainly
 
 COMMANDS = {
@@ -41,6 +42,9 @@ def main() -> None:
     if name not in COMMANDS:
         fail(f"no command {name!r}; there are {', '.join(COMMANDS)}")
     sys.argv[0] = f"moonlit {name}"
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(f"{COMMANDS[name]}\n\n{help_text(name, conf_folder())}")
+        return
     if name == "submit":
         with_clear_errors(submit)(sys.argv[1:])
         return
@@ -86,7 +90,8 @@ def with_clear_errors(command: Callable[[Any], None]) -> Callable[[Any], None]:
         try:
             command(cfg)
         except KeyboardInterrupt:
-            fail("interrupted", status=130)
+            kept = ": the same command goes on with what is finished"
+            fail(f"interrupted{kept if command.__name__ == 'prepare' else ''}", status=130)
         except HydraException as error:
             if os.environ.get("MOONLIT_TRACEBACK"):
                 raise
@@ -194,10 +199,6 @@ def submit(words: list[str]) -> None:
     """Queue a SLURM job, or a pipeline's chain; ``--dry-run`` prints it."""
     from moonlit.submit import submit as submit_words
 
-    if "-h" in words or "--help" in words:
-        print((conf_folder() / "submit.yaml").read_text())
-        print((conf_folder() / "slurm" / "site.yaml").read_text())
-        return
     said = ["dry_run=true" if word == "--dry-run" else word for word in words]
     submit_words(said, conf=conf_folder(), slurm=top_folder("slurm"))
 
