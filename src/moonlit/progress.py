@@ -25,11 +25,12 @@ class Work:
         what: str,
         total: int | float,
         *,
-        completed: int | float = 0,
+        completed: int = 0,
         console: Console | None = None,
         line_every_s: float = LINE_EVERY_S,
     ) -> None:
-        self.what, self.total, self.completed = what, max(total, 1), completed
+        self.what, self.total, self.first = what, max(total, 1), completed
+        self.completed: int | float = completed
         self.console = console or Console(stderr=True)
         self.line_every_s = line_every_s
         self.bar: Progress | None = None
@@ -38,11 +39,10 @@ class Work:
     def __enter__(self) -> "Work":
         """Begin."""
         self.began_s = self.last_line_s = time.monotonic()
-        self.first = self.completed
         if self.console.is_terminal:
             columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
             self.bar = Progress(*columns, transient=True, console=self.console)
-            self.task = self.bar.add_task(self.what, total=self.total, completed=self.completed)
+            self.task = self.bar.add_task(self.what, total=self.total, completed=self.first)
             self.bar.start()
         return self
 

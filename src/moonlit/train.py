@@ -189,9 +189,7 @@ def build(cfg: DictConfig) -> Run:
     )
     phase = instantiate(
         cfg.phase,
-        build_model=InitialModel(
-            build_model, None if cfg.init_from is None else Path(cfg.init_from)
-        ),
+        build_model=InitialModel(build_model, cfg.init_from),
         build_optimizer=optim.optimizer,
         schedule=optim.schedule,
     )
