@@ -1,12 +1,15 @@
 """A monitor and the other ranks can tell who is alive, and who is stuck."""
 
 import json
+import threading
 import time
 from pathlib import Path
 
+import pytest
 from micro_run import fit
 
 from callbacks.heartbeat import SignsOfLife
+from moonlit.distributed import heartbeat
 from moonlit.distributed.heartbeat import Heartbeat, signs_of_life, suspects
 from moonlit.distributed.whereabouts import WHEREABOUTS, Whereabouts, at
 
@@ -25,6 +28,26 @@ def test_a_file_stays_young_while_a_step_takes_long(tmp_path: Path):
     heart.at_step(8)
     heart.stop()
     assert signs_of_life(tmp_path)[0]["step"] == 8
+
+
+def test_the_last_beat_waits_for_the_one_that_is_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    writing, together = threading.Lock(), []
+
+    def slowly(path: Path, value: object) -> None:
+        together.append(not writing.acquire(blocking=False))
+        time.sleep(0.05)
+        if not together[-1]:
+            writing.release()
+
+    monkeypatch.setattr(heartbeat, "write_json", slowly)
+    heart = Heartbeat(tmp_path, rank=0, every_s=0.001)
+    heart.start(1)
+    while len(together) < 2:  # the thread has begun to write
+        time.sleep(0.001)
+    heart.stop()
+    assert not any(together)
 
 
 def test_the_rank_in_no_collective_is_named(tmp_path: Path):

@@ -32,13 +32,14 @@ class Heartbeat:
         self.rank, self.every_s = rank, every_s
         self.step, self.stepped_at = 0, time.time()
         self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def start(self, step: int) -> None:
         """Begin at a step."""
         self.at_step(step)
         self.write()
-        threading.Thread(target=self._beat, daemon=True, name="heartbeat").start()
+        self.thread.start()
 
     def at_step(self, step: int) -> None:
         """Note that an optimizer step has ended."""
@@ -47,6 +48,7 @@ class Heartbeat:
     def stop(self) -> None:
         """Write once more, and no more."""
         self.stopped.set()
+        self.thread.join()  # two writers would take each other's file away
         self.write()
 
     def _beat(self) -> None:
