@@ -116,8 +116,10 @@ def test_trainers_and_engine_servers_of_one_job_find_each_other(cluster: Cluster
     log = finished(cluster, jobs, job)
 
     assert log.count('{"serving": "0.0.0.0:') == 2
+    assert "Unclosed" not in log
+    assert "error" not in log  # the servers end well too
     curves = read_curves(jobs.folder / "run")
-    assert [step for step, _ in curves["rl/reward_mean"]] == [1, 2]
+    assert len(curves["rl/reward_mean"]) == 2
     # Sampler and trainer are the same policy: the weights did arrive.
     assert max(value for _, value in curves["rl/log_ratio_abs_mean"]) < 1e-4
 

@@ -1,6 +1,8 @@
 """An engine server over real HTTP is the engine in process: same tokens, same refusals."""
 
 import asyncio
+import os
+import signal
 import socket
 from collections.abc import Iterator
 
@@ -12,7 +14,7 @@ from moonlit.models.kimi import Kimi
 from moonlit.rl.engines import remote
 from moonlit.rl.engines.native import NativeEngine
 from moonlit.rl.engines.remote import EngineServerError, RemoteEngine
-from moonlit.rl.engines.server import EngineServer
+from moonlit.rl.engines.server import EngineServer, serve
 from moonlit.rl.engines.sync import WeightSyncError
 from moonlit.rl.engines.wire import SECRET
 from moonlit.rl.loop_thread import LoopThread
@@ -200,6 +202,21 @@ def test_each_rank_samples_from_its_server_and_the_first_sends_to_all(
         assert places == [f"http://{s}" for s in (*servers, servers[0])]
     finally:
         other.stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_a_server_well(number: signal.Signals, capsys: pytest.CaptureFixture):
+    engine = NativeEngine(tiny_model())
+
+    async def serve_for_a_while() -> None:
+        serving = asyncio.create_task(serve(engine, host="127.0.0.1", port=0, secret="a"))
+        async with asyncio.timeout(20):
+            while "serving" not in capsys.readouterr().out:
+                await asyncio.sleep(0.01)
+            os.kill(os.getpid(), number)
+            await serving
+
+    asyncio.run(serve_for_a_while())
 
 
 def test_no_servers_are_refused():

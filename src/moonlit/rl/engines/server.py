@@ -27,6 +27,9 @@ from moonlit.rl.engines.wire import (
 REFUSED = (ValueError, WeightSyncError, FloatingPointError)
 """What a request may be refused with: the message goes back to the trainer."""
 
+ENDING = (signal.SIGTERM, signal.SIGUSR1)
+"""SLURM's srun hands the second one on; at the first it kills."""
+
 
 class EngineServer:
     """Serves one native engine.
@@ -133,7 +136,7 @@ class EngineServer:
 
 
 async def serve(engine: NativeEngine, *, host: str, port: int, secret: str) -> None:
-    """Serve until cancelled, or until the process is sent SIGTERM."""
+    """Serve until cancelled, or until the process is sent one of ``ENDING``."""
     server = EngineServer(engine, secret=secret)
     runner = web.AppRunner(server.application(), handler_cancellation=True)
     await runner.setup()
@@ -141,7 +144,8 @@ async def serve(engine: NativeEngine, *, host: str, port: int, secret: str) -> N
         await web.TCPSite(runner, host, port).start()
         print(json.dumps({"serving": f"{host}:{port}"}), flush=True)
         ended = asyncio.Event()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+        for number in ENDING:
+            asyncio.get_running_loop().add_signal_handler(number, ended.set)
         await ended.wait()
     finally:
         await runner.cleanup()
