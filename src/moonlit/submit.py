@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from moonlit.distributed.mesh import MeshSizes
 from moonlit.jobs.job import Job
-from moonlit.jobs.pipeline import Stage, submit_chain, words_of
+from moonlit.jobs.pipeline import Stage, is_finished, submit_chain, words_of
 from moonlit.jobs.preflight import check_disk, check_site, partitions
 from moonlit.jobs.script import ENVIRONMENT, RUNS, TEMPLATES, Site
 from moonlit.runs.folder import RunFolder
@@ -99,7 +97,9 @@ def submit_pipeline(cfg: DictConfig, site: Site, said: Sequence[str], slurm: Pat
         )
 
     for stage in stages:  # all are looked at before the first is queued
-        check(job_of(stage), pending=[folder_of(name) for name in names])
+        job = job_of(stage)
+        if not is_finished(stage, job) and job.queued() is None:
+            check(job, pending=[folder_of(name) for name in names])
     dry: list[Job] = []
 
     def queue(job: Job, after: list[str]) -> str:
@@ -109,12 +109,14 @@ def submit_pipeline(cfg: DictConfig, site: Site, said: Sequence[str], slurm: Pat
         dry.append(job)
         return f"<{job.name}>"
 
-    console = Console()
+    write = partial(Console().print, markup=False, highlight=False, soft_wrap=True)
     for queued in submit_chain(stages, job_of, submit=queue):
         number = "" if queued.job is None else f" as job {queued.job}"
-        console.print(f"{queued.stage}: {queued.state}{number}", markup=False, highlight=False)
+        state = f"would be {queued.state}" if cfg.dry_run else queued.state
+        write(f"{queued.stage}: {state}{number}")
     if not cfg.dry_run:
-        console.print(f"tensorboard --logdir {root}", soft_wrap=True)
+        lines = [f"tensorboard --logdir {root}", "squeue --me", f"tail -F {root}/*/slurm/*.out"]
+        write("\n".join(f"  {line}" for line in lines))
 
 
 def job_for(
@@ -136,7 +138,7 @@ def job_for(
             words.append(f"run_dir={folder.absolute()}")
     if template == "evaluate" and not site.gpus_per_node:
         words.append("device=cpu")
-    composed = composed_for(template, [word for word in words if "=" in word])
+    composed = composed_for(template, words, site)
     return Job(
         name=name or cfg.name,
         template=slurm / f"{template}.sbatch",
@@ -148,11 +150,25 @@ def job_for(
     )
 
 
-def composed_for(template: str, words: Sequence[str]) -> DictConfig:
-    """Return what a job's words mean."""
-    own = ["engine@phase.build_engine=remote"] if template == "rl_disaggregated" else []
-    overrides = [word for word in words if not word.startswith("hydra")]
-    return compose(COMPOSED[template], overrides=[*overrides, *own])
+def composed_for(template: str, words: Sequence[str], site: Site) -> DictConfig:
+    """Return what a job's words mean, with what its template adds to them."""
+    said = [word for word in words if "=" in word and not word.startswith("hydra")]
+    return compose(COMPOSED[template], overrides=[*said, *added(template, said, site)])
+
+
+def added(template: str, said: Sequence[str], site: Site) -> list[str]:
+    """Return the words that a template adds to those of its job."""
+    if COMPOSED[template] != "train":
+        return []
+    own = {"trainer": "gpu", "resume_from": "auto"}
+    if site.nodes * site.ntasks_per_node > 1:
+        own["strategy"] = "dep"
+    words = [f"{key}={value}" for key, value in own.items() if said_for(key, said) is None]
+    words += [f"trainer.num_nodes={site.nodes}", f"trainer.devices={site.ntasks_per_node}"]
+    words.append("callbacks.progress.line_every_s=60")
+    if template == "rl_disaggregated":
+        words.append("engine@phase.build_engine=remote")
+    return words
 
 
 def said_for(key: str, words: Sequence[str]) -> str | None:
@@ -175,18 +191,52 @@ def check(job: Job, pending: Sequence[Path]) -> None:
     template = job.template.stem
     check_site(job.site, template, partitions())
     check_disk(Path(job.site.scratch or "."), job.site.min_free_gb)
-    if template not in (*RUNS, "sweep"):
+    if (number := job.queued()) is not None:
+        raise ValueError(
+            f"run_dir={job.folder}: job {number} is queued for it or runs there; scancel it first, "
+            "or take another run_dir"
+        )
+    if template == "evaluate":
+        require_checkpoints([said_for("ckpt", job.words)], pending)
+    if template == "sweep":
+        check_sweep(job)
+    if COMPOSED[template] != "train":
         return
-    cfg = composed_for(template, [word for word in job.words if "=" in word])
-    start = cfg.init_from
-    comes = start is not None and any(Path(start).is_relative_to(folder) for folder in pending)
-    if start is not None and not comes and not Path(start).exists():
-        raise FileNotFoundError(f"init_from={start}: no such checkpoint")
+    cfg = composed_for(template, job.words, job.site)
+    require_checkpoints([cfg.init_from], pending)
     check_layout(cfg, job.site)
     folder = RunFolder(job.folder)
     if template in RUNS and folder.saved() and said_for("resume_from", job.words) is None:
         values: Any = OmegaConf.to_container(cfg, resolve=True)
         folder.require_same(values | {"resume_from": None})
+        if folder.is_finished:
+            raise ValueError(f"run_dir={job.folder}: this run has finished; take another run_dir")
+
+
+def require_checkpoints(paths: Sequence[str | None], pending: Sequence[Path]) -> None:
+    """Refuse a checkpoint that is not there and that no job before this one will write.
+
+    Raises:
+        FileNotFoundError: naming it.
+    """
+    for path in (Path(path) for path in paths if path is not None):
+        comes = any(path.is_relative_to(folder) for folder in pending)
+        if not comes and not path.exists():
+            raise FileNotFoundError(f"{path}: no such checkpoint")
+
+
+def check_sweep(job: Job) -> None:
+    """Refuse a sweep that is no array, or whose file is not there.
+
+    Raises:
+        ValueError: with the words to say.
+    """
+    file = Path(job.words[0]) if job.words else None
+    if file is None or not file.is_file():
+        raise ValueError(f"template=sweep: the first word is the file of overrides, got {file}")
+    if job.array is None:
+        num_lines = len(file.read_text().splitlines())
+        raise ValueError(f"template=sweep: say array=1-{num_lines}, a task for each line of {file}")
 
 
 def check_layout(cfg: DictConfig, site: Site) -> None:
@@ -199,6 +249,10 @@ def check_layout(cfg: DictConfig, site: Site) -> None:
     sizes = cfg.strategy if "pp_size" in cfg.strategy else None
     if sizes is None:
         return
+    from hydra.utils import instantiate
+
+    from moonlit.distributed.mesh import MeshSizes  # torch: only where it is needed
+
     MeshSizes.for_world(
         world,
         pp=sizes.pp_size,

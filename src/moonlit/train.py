@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shlex
 import sys
 import warnings
@@ -141,6 +142,8 @@ def writing(folder: RunFolder, cfg: DictConfig, trainer: lightning.Trainer) -> I
 
 def how_to_go_on(cfg: DictConfig, run: Run) -> str:
     """Say how to go on after a signal."""
+    if "SLURM_JOB_ID" in os.environ and run.saved_at is not None:
+        return f"saved {run.saved_at}, from where this job goes on when it runs again"
     if run.saved_at is None:
         return "nothing was saved: there is no callbacks.checkpoint"
     return f"go on with:\n  {resume_command(cfg.run_dir, run.saved_at)}"

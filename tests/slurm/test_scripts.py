@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 
 from moonlit.jobs.preflight import Partition, check_site, gpus_of, minutes
 from moonlit.jobs.script import HETEROGENEOUS, TEMPLATES, Site, filled, with_option
-from moonlit.submit import COMPOSED
+from moonlit.submit import COMPOSED, composed_for
 
 ROOT = Path(__file__).parents[2]
 PHASES = sorted(path.stem for path in (ROOT / "conf/phase").glob("*.yaml"))
@@ -77,6 +77,18 @@ def test_a_site_fills_the_edit_block():
         assert line in text
     assert "EDIT\n" not in text.replace("END EDIT", "")
     assert text.count("#SBATCH --nodes=") == 1
+
+
+def test_what_is_kept_beside_a_run_is_what_its_template_runs():
+    """The words that ``train.sbatch`` adds: catches a configuration of one CPU beside 32 GPUs."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        cfg = composed_for("train", ["model=small"], SITE)
+        assert (cfg.trainer.num_nodes, cfg.trainer.devices, cfg.resume_from) == (4, 8, "auto")
+        assert (cfg.trainer.accelerator, cfg.strategy.pp_size) == ("gpu", 1)
+        own = ["trainer=cpu", "strategy=dep", "strategy.pp_size=2", "resume_from=a.ckpt"]
+        cfg = composed_for("rl_disaggregated", ["phase=visual_rl", *own], SITE)
+    assert (cfg.trainer.accelerator, cfg.strategy.pp_size, cfg.resume_from) == ("cpu", 2, "a.ckpt")
+    assert cfg.phase.build_engine._target_.endswith("RemoteEngine.connect")
 
 
 def test_trainers_and_engine_servers_have_nodes_of_their_own():

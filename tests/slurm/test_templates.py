@@ -155,6 +155,8 @@ def test_submit_writes_the_script_beside_the_run_and_says_how_to_follow(
     assert done.returncode == 0, done.stderr
     job = done.stdout.split()[2].rstrip(";")
     assert f"squeue --jobs={job}" in done.stdout
+    second = submit("phase=joint_pretraining", *SMALL, "run_dir=run", "trainer.max_steps=1")
+    assert f"job {job} is queued for it or runs there" in " ".join(second.stderr.split())
     papers = {path.name for path in (tmp_path / "run/slurm").iterdir()}
     assert papers >= {"train.sbatch", "environment.sh", "configuration.yaml", "job.json"}
     cluster.await_state(job, "COMPLETED", within_s=PATIENCE_S)
@@ -180,8 +182,11 @@ def test_submit_refuses_in_one_line(submit):
         ("slurm.nodes=3", "slurm.nodes=3, but debug has 2"),
         ("slurm.min_free_gb=1000000", "slurm.min_free_gb asks for 1000000"),
         ("slurm.time=soon", "slurm.time=soon: want MINUTES"),
-        ("init_from=nope.ckpt", "init_from=nope.ckpt: no such checkpoint"),
+        ("init_from=nope.ckpt", "nope.ckpt: no such checkpoint"),
         ("template=nope", "template=nope: want one of train"),
+        ("template=evaluate ckpt=nope.ckpt", "nope.ckpt: no such checkpoint"),
+        ("template=sweep nope.txt", "the first word is the file of overrides, got nope.txt"),
+        ("template=sweep pyproject.toml", "say array=1-"),
         ("phase=nope", "phase/nope"),
     ],
 )
@@ -189,10 +194,11 @@ def test_what_is_refused_before_the_queue(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, word: str, named: str
 ):
     monkeypatch.setenv("SLURM_CONF", cluster.env["SLURM_CONF"])
+    monkeypatch.chdir(ROOT)
     site = ["slurm.partition=debug", "slurm.gpus_per_node=0", "slurm.ntasks_per_node=1"]
     site += ["slurm.cpus_per_task=1", "slurm.min_free_gb=1"]
     with pytest.raises((ValueError, FileNotFoundError, MissingConfigException)) as refused:
-        moonlit_submit([*site, word], conf=ROOT / "conf", slurm=ROOT / "slurm")
+        moonlit_submit([*site, *word.split()], conf=ROOT / "conf", slurm=ROOT / "slurm")
     assert named in str(refused.value)
 
 

@@ -129,6 +129,6 @@ def check_disk(folder: Path, min_free_gb: int) -> None:
     free_gb = shutil.disk_usage(there).free / GB
     if free_gb < min_free_gb:
         raise ValueError(
-            f"{folder} has {free_gb:.0f} GB free, slurm.min_free_gb asks for {min_free_gb}: make "
-            "room, or set slurm.scratch"
+            f"{folder.absolute()} has {free_gb:.0f} GB free, slurm.min_free_gb asks for "
+            f"{min_free_gb}: make room, lower it, or set slurm.scratch"
         )

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from moonlit.distributed.checkpoint import fault_of
 from moonlit.hub.disk import write_json
 
 CONFIGURATION, FINISHED = "configuration.json", "finished.json"
@@ -45,6 +44,8 @@ class RunFolder:
         Raises:
             ValueError: if there are checkpoints and none is whole.
         """
+        from moonlit.distributed.checkpoint import fault_of  # slow to import; submit has no need
+
         saved = self.saved()
         for path in saved:
             fault = fault_of(path)
