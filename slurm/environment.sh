@@ -55,32 +55,10 @@ is_set() {
 STOPPED=130              # exit status of a run that a signal has ended after it was saved
 WARNED=$((128 + $(kill -l USR1))) # and of one that was warned before it listened: nothing to save
 
-MAX_LOST_NODES=5 # a job is queued again for a lost node at most so often
-
-# Say whether a task can still be started on every node of the job.
-nodes_answer() {
-  timeout 90 srun --overlap --ntasks-per-node=1 --kill-on-bad-exit=1 \
-    ${SRUN_OPTIONS[@]+"${SRUN_OPTIONS[@]}"} true >/dev/null 2>&1
-}
-
-# Queue the job again, unless somebody has cancelled it or SLURM has queued it again already.
-requeue() {
-  local state
-  state="$(scontrol show job --oneliner "$SLURM_JOB_ID")" # a line a component
-  state="${state#* JobState=}"
-  state="${state%% *}"
-  if [[ "$state" == RUNNING ]]; then
-    echo "moonlit: queueing job $SLURM_JOB_ID again (restart $((${SLURM_RESTART_COUNT:-0} + 1)))"
-    scontrol requeue "$SLURM_JOB_ID"
-    sleep 60 # SLURM ends this script
-  fi
-  echo "moonlit: job $SLURM_JOB_ID ends: $state"
-}
-
 # Run a job step; pass the warning of the time limit on to it; queue the job again when the step has
-# stopped for it, or has failed with a node that SLURM may not miss yet. survive COMMAND...
+# stopped for it, unless somebody has cancelled the job. survive COMMAND...
 survive() {
-  local status=0 step
+  local status=0 step state
   srun --kill-on-bad-exit=1 ${SRUN_OPTIONS[@]+"${SRUN_OPTIONS[@]}"} "$@" &
   step=$!
   trap 'kill -USR1 "$step" 2>/dev/null || true' USR1 TERM
@@ -90,10 +68,15 @@ survive() {
     wait "$step" || status=$?
   done
   if ((status == STOPPED || status == WARNED)); then
-    requeue
-  elif ((status && ${SLURM_RESTART_COUNT:-0} < MAX_LOST_NODES)) && ! nodes_answer; then
-    echo "moonlit: the step has failed ($status), and a node of the job does not answer"
-    requeue
+    state="$(scontrol show job --oneliner "$SLURM_JOB_ID")" # a line a component
+    state="${state#* JobState=}"
+    state="${state%% *}"
+    if [[ "$state" == RUNNING ]]; then
+      echo "moonlit: queueing job $SLURM_JOB_ID again (restart $((${SLURM_RESTART_COUNT:-0} + 1)))"
+      scontrol requeue "$SLURM_JOB_ID"
+      sleep 60 # SLURM ends this script
+    fi
+    echo "moonlit: job $SLURM_JOB_ID ends: $state"
   fi
   return "$status"
 }
