@@ -52,7 +52,7 @@ is_set() {
   return 1
 }
 
-STOPPED=130              # exit status of a run that a signal has ended after it was saved
+STOPPED=130                       # exit status of a run that a signal has ended after it was saved
 WARNED=$((128 + $(kill -l USR1))) # and of one that was warned before it listened: nothing to save
 
 # Run a job step; pass the warning of the time limit on to it; queue the job again when the step has
