@@ -16,11 +16,11 @@ from moonlit.chat.tokenizer import Tokenizer
 from moonlit.losses.policy_gradient import clipped_ratio_loss
 from moonlit.models.kimi import Kimi
 from moonlit.optim.baselines import adamw
-from moonlit.phases.policy_phase import RolloutSettings
 from moonlit.phases.visual_rl import VisualRL
 from moonlit.rl.dialogue_environment import DialogueEnvironment
 from moonlit.rl.engines.native import NativeEngine
 from moonlit.rl.length_rules import LengthRule, NoRule
+from moonlit.rl.rollout_settings import RolloutSettings
 
 TOKENIZER = Tokenizer.embedded()
 

@@ -27,10 +27,10 @@ from moonlit.losses.policy_gradient import clipped_ratio_loss
 from moonlit.models.kimi import Kimi
 from moonlit.optim.baselines import adamw
 from moonlit.phases.parl import PARL
-from moonlit.phases.policy_phase import RolloutSettings
 from moonlit.rl.engines.native import NativeEngine
 from moonlit.rl.frozen_policy import FrozenPolicy
 from moonlit.rl.length_rules import NoRule
+from moonlit.rl.rollout_settings import RolloutSettings
 from moonlit.rl.swarm_environment import SwarmEnvironment
 
 NO_TOOLS = Toolboxes(boxes={})

@@ -6,8 +6,8 @@ import pytest
 from lightning import Callback
 from policy_run import make_phase, run, weights_of
 
-from moonlit.phases.policy_phase import RolloutSettings
 from moonlit.rl.length_rules import NoRule
+from moonlit.rl.rollout_settings import RolloutSettings
 
 
 class Opposite(NoRule):

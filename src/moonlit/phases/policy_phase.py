@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,77 +16,22 @@ from jaxtyping import Float
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
-from moonlit.agents.context import ContextStrategy, KeepAll
 from moonlit.agents.environment import Environment, GroupJudge
 from moonlit.batch import Group, PackedBatch, Task
-from moonlit.chat.messages import Image, VideoChunk
 from moonlit.losses.language_modeling import next_token_loss
 from moonlit.losses.policy_gradient import PolicyObjective, token_logprobs
 from moonlit.models.decoder import DecoderOutput
 from moonlit.phases.base import PhaseModule
 from moonlit.phases.held_out_rewards import HeldOutRewards
 from moonlit.phases.ptx import Scales, is_kept, scales
+from moonlit.phases.rollout_metrics import group_metrics, notes_of, token_metrics
 from moonlit.rl.conversation import Conversation
 from moonlit.rl.engines.base import Engine
 from moonlit.rl.engines.native import media_ids
 from moonlit.rl.length_rules import LengthRule
 from moonlit.rl.packing import pack, trained_segments
 from moonlit.rl.rollout_manager import RolloutManager
-
-SHARE = "rl/share_"
-"""Of the judged answers, by domain and modality."""
-QUANTILES = {"05": 0.05, "50": 0.5, "95": 0.95}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutSettings:
-    """How answers are sampled, and how many. None of the numbers is stated by the report.
-
-    Args:
-        group_size: K, answers to a task.
-        groups_per_iteration: over all ranks.
-        groups_ahead: in flight beyond those, over all ranks: partial rollouts.
-        max_staleness: an answer is trained at most so many versions after it began [versions].
-        max_token_staleness: tokens sampled more versions ago are context only; None: all train.
-        updates_per_iteration: optimizer steps into which an iteration's groups are dealt.
-        drop_equal_rewards: ask for another group where all rewards are equal.
-        temperature: of sampling.
-        final_temperature: reached at the end of the run (K2 decays it, arXiv:2507.20534, Sec.
-            3.2.3); None: it stays.
-        max_new_tokens: of one turn.
-        max_turns: of the policy in one answer.
-        thinking: let it think first.
-        row_tokens: of a packed row that is trained [tokens].
-        max_error_fraction: of rollouts lost to environments or verifiers; more stop the run.
-        timeout_s: of one rollout; None: none.
-        context: what is done where a dialogue grows too long.
-    """
-
-    group_size: int
-    groups_per_iteration: int
-    groups_ahead: int = 0
-    max_staleness: int = 0
-    max_token_staleness: int | None = None
-    updates_per_iteration: int = 1
-    drop_equal_rewards: bool = False
-    temperature: float = 1.0
-    final_temperature: float | None = None
-    max_new_tokens: int
-    max_turns: int = 1
-    thinking: bool = False
-    row_tokens: int = 4096
-    max_error_fraction: float = 0.1
-    timeout_s: float | None = None
-    context: ContextStrategy = field(default_factory=KeepAll)
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.updates_per_iteration <= self.groups_per_iteration:
-            raise ValueError(
-                f"updates_per_iteration={self.updates_per_iteration}, groups_per_iteration="
-                f"{self.groups_per_iteration}: want 1 <= updates <= groups"
-            )
-        if min(self.temperature, self.final_temperature or self.temperature) <= 0:
-            raise ValueError("temperature must be above 0: greedy answers have no probability")
+from moonlit.rl.rollout_settings import RolloutSettings
 
 
 class PolicyPhase(PhaseModule):
@@ -159,8 +104,7 @@ class PolicyPhase(PhaseModule):
         with timed(seconds, "sync"):
             self.sync()
         self.log_dict({f"perf/{name}_s": value for name, value in seconds.items()} | told)
-        self.log_groups()
-        self.log_ratios()
+        self.log_iteration()
 
     def mean_earned(self) -> float:
         """Return the mean reward of the iteration's answers, over all ranks."""
@@ -362,62 +306,14 @@ class PolicyPhase(PhaseModule):
         done = min(1.0, self.global_step / max(1, self.trainer.max_steps))
         return first + (final - first) * done
 
-    def log_groups(self) -> None:
-        """Log rewards, by environment, domain and modality, lengths, staleness and errors."""
-        values: dict[str, list[float]] = defaultdict(list)
-
-        def note(name: str, value: int | float) -> None:
-            values[name].append(value)
-
-        version = self.require_manager().version - 1  # the one that was trained
-        for group in self.last_groups:
-            kind = "picture" if shows_media(group.task) else "text"
-            for one in group.trajectories:
-                note("rl/error_fraction", float(one.error is not None))
-                if one.error is not None:
-                    continue
-                for key in ("mean", group.task.environment, group.task.domain, kind):
-                    note(f"rl/reward_{key}", one.reward)
-                for key in (group.task.domain, kind):
-                    note(f"{SHARE}{key}", 1.0)
-                note("rl/tokens_per_answer", one.num_tokens)
-                note("rl/finished_fraction", float(one.stop_reason == "answer"))
-                note("rl/staleness", version - oldest_version(one.segments, version))
-                for name, value in one.metrics.items():
-                    note(f"rl/{name}", value)
-        together: dict[str, list[float]] = defaultdict(list)
-        for one in gathered(dict(values)):
-            for name, some in one.items():
-                together[name] += some
-        num_judged = len(together.get("rl/reward_mean", ()))
-        self.log_dict(
-            {
-                name: sum(some) / (num_judged if name.startswith(SHARE) else len(some))
-                for name, some in together.items()
-            }
-        )
-        self.log("rl/dropped_groups", float(self.require_manager().counts.dropped_groups))
-
-    def log_ratios(self) -> None:
-        """Log how far policy and sampler are apart on this rank's tokens."""
-        if kept := self.sampled["ptx"]:
-            self.log("rl/ptx_nll_per_token", torch.cat(kept).mean())
-        log_ratio = torch.cat(self.sampled["log_ratio"])
-        entropy = torch.cat(self.sampled["entropy"])
+    def log_iteration(self) -> None:
+        """Log what the iteration's groups got, and how far policy and sampler are apart."""
+        manager = self.require_manager()
+        notes = gathered(notes_of(self.last_groups, version=manager.version - 1))  # the trained one
+        self.log_dict(group_metrics(notes))
+        self.log("rl/dropped_groups", float(manager.counts.dropped_groups))
+        self.log_dict(token_metrics(self.sampled, self.objective))
         self.sampled.clear()
-        if not len(log_ratio):
-            return
-        logged = {
-            "rl/entropy": entropy.mean(),
-            "rl/log_ratio_abs_mean": log_ratio.abs().mean(),  # engine and trainer, and staleness
-            "rl/kl_behavior": (log_ratio.exp() - 1 - log_ratio).mean(),
-            **{f"rl/ratio_p{name}": log_ratio.quantile(q).exp() for name, q in QUANTILES.items()},
-        }
-        if bounds := getattr(self.objective, "keywords", {}).get("low"):
-            high = self.objective.keywords["high"]  # pyright: ignore[reportAttributeAccessIssue]
-            ratio = log_ratio.exp()
-            logged["rl/masked_fraction"] = ((ratio < bounds) | (ratio > high)).float().mean()
-        self.log_dict(logged)
 
     # Checkpoints
 
@@ -449,16 +345,3 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     began_s = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - began_s
-
-
-def shows_media(task: Task) -> bool:
-    """Whether a task's prompt has a picture or a clip."""
-    return any(
-        isinstance(part, Image | VideoChunk) for message in task.prompt for part in message.parts
-    )
-
-
-def oldest_version(segments: Sequence[Any], version: int) -> int:
-    """Return the oldest version that sampled a token."""
-    versions = [v for segment in segments for v in segment.policy_versions if v >= 0]
-    return min(versions, default=version)

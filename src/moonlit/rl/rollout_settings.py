@@ -1,0 +1,56 @@
+"""How answers are sampled, and how many: the numbers of a rollout."""
+
+from dataclasses import dataclass, field
+
+from moonlit.agents.context import ContextStrategy, KeepAll
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutSettings:
+    """How answers are sampled, and how many. None of the numbers is stated by the report.
+
+    Args:
+        group_size: K, answers to a task.
+        groups_per_iteration: over all ranks.
+        groups_ahead: in flight beyond those, over all ranks: partial rollouts.
+        max_staleness: an answer is trained at most so many versions after it began [versions].
+        max_token_staleness: tokens sampled more versions ago are context only; None: all train.
+        updates_per_iteration: optimizer steps into which an iteration's groups are dealt.
+        drop_equal_rewards: ask for another group where all rewards are equal.
+        temperature: of sampling.
+        final_temperature: reached at the end of the run (K2 decays it, arXiv:2507.20534, Sec.
+            3.2.3); None: it stays.
+        max_new_tokens: of one turn.
+        max_turns: of the policy in one answer.
+        thinking: let it think first.
+        row_tokens: of a packed row that is trained [tokens].
+        max_error_fraction: of rollouts lost to environments or verifiers; more stop the run.
+        timeout_s: of one rollout; None: none.
+        context: what is done where a dialogue grows too long.
+    """
+
+    group_size: int
+    groups_per_iteration: int
+    groups_ahead: int = 0
+    max_staleness: int = 0
+    max_token_staleness: int | None = None
+    updates_per_iteration: int = 1
+    drop_equal_rewards: bool = False
+    temperature: float = 1.0
+    final_temperature: float | None = None
+    max_new_tokens: int
+    max_turns: int = 1
+    thinking: bool = False
+    row_tokens: int = 4096
+    max_error_fraction: float = 0.1
+    timeout_s: float | None = None
+    context: ContextStrategy = field(default_factory=KeepAll)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.updates_per_iteration <= self.groups_per_iteration:
+            raise ValueError(
+                f"updates_per_iteration={self.updates_per_iteration}, groups_per_iteration="
+                f"{self.groups_per_iteration}: want 1 <= updates <= groups"
+            )
+        if min(self.temperature, self.final_temperature or self.temperature) <= 0:
+            raise ValueError("temperature must be above 0: greedy answers have no probability")
