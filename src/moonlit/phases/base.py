@@ -98,8 +98,9 @@ class PhaseModule(LightningModule):
         """Build the model once and freeze the parts that this phase does not train."""
         if "model" in self._modules:
             return
-        build = getattr(self.trainer.strategy, "build", lambda make: make())
-        self.model = build(self.build_model)
+        strategy = None if self._trainer is None else self.trainer.strategy
+        build = getattr(strategy, "build", None)
+        self.model = self.build_model() if build is None else build(self.build_model)
         self.flops_per_token = 3 * forward_flops_per_token(self.model, num_positions=0)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name.split(".", 1)[0] in self.trains)
