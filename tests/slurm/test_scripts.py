@@ -41,7 +41,10 @@ def test_the_scripts_are_shellcheck_clean(tmp_path: Path):
 @pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "slurm").glob("*.sbatch")))
 def test_every_template_has_what_a_job_needs(name: str):
     text = (ROOT / "slurm" / f"{name}.sbatch").read_text()
-    for line in ("set -euo pipefail", "#SBATCH --requeue", "check_site", "# ---- EDIT: your site"):
+    for line in (
+        "set -euo pipefail", "#SBATCH --requeue", "#SBATCH --signal=B:USR1@", "check_site",
+        "# ---- EDIT: your site",
+    ):  # fmt: skip
         assert line in text
     body = text.partition("set -euo pipefail")[0].splitlines()
     code = next(n for n, line in enumerate(body) if line and not line.startswith("#"))

@@ -143,7 +143,7 @@ def submit(cluster: Cluster, tmp_path: Path):
     return run
 
 
-def test_submit_writes_the_script_beside_the_run_and_says_how_to_follow(
+def test_submit_trains_and_evaluates_with_the_script_beside_the_run(
     cluster: Cluster, submit, tmp_path: Path
 ):
     dry = submit("phase=joint_pretraining", *SMALL, "run_dir=run", "--dry-run")
@@ -161,6 +161,14 @@ def test_submit_writes_the_script_beside_the_run_and_says_how_to_follow(
     assert papers >= {"train.sbatch", "environment.sh", "configuration.yaml", "job.json"}
     cluster.await_state(job, "COMPLETED", within_s=PATIENCE_S)
     assert RunFolder(tmp_path / "run").is_finished
+
+    ckpt = tmp_path / "run/checkpoints/last.ckpt"
+    words = [f"ckpt={ckpt}", "sets=[counting]", "num_tasks=2", "max_new_tokens=4"]
+    answered = submit("template=evaluate", *words, f"out={tmp_path}/answers.json")
+    assert answered.returncode == 0, answered.stderr
+    job = answered.stdout.split()[2].rstrip(";")
+    cluster.await_state(job, "COMPLETED", within_s=PATIENCE_S)
+    assert len(json.loads((tmp_path / "answers.json").read_text())["answers"]) == 4  # blind too
 
     other = submit(*SMALL, "run_dir=run", "trainer.max_steps=1", "seed=5")
     assert other.returncode == 1
