@@ -162,6 +162,10 @@ def test_submit_trains_and_evaluates_with_the_script_beside_the_run(
     cluster.await_state(job, "COMPLETED", within_s=PATIENCE_S)
     assert RunFolder(tmp_path / "run").is_finished
 
+    # It knows the run by what the template made of the words: the two must not drift apart.
+    done = submit("phase=joint_pretraining", *SMALL, "run_dir=run", "trainer.max_steps=1")
+    assert "this run has finished" in " ".join(done.stderr.split())
+
     ckpt = tmp_path / "run/checkpoints/last.ckpt"
     words = [f"ckpt={ckpt}", "sets=[counting]", "num_tasks=2", "max_new_tokens=4"]
     answered = submit("template=evaluate", *words, f"out={tmp_path}/answers.json")

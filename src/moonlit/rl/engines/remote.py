@@ -117,6 +117,7 @@ class RemoteEngine:
         try:
             yield name
         finally:
+            # Nobody waits: a server that is gone is named by the next request to it.
             self._thread.start(self._request("DELETE", self.server, f"/sessions/{name}"))
 
     @property
