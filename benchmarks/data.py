@@ -32,6 +32,7 @@ import litdata
 import numpy as np
 import torch
 import webdataset
+from litdata.streaming import Cache
 from PIL import Image
 
 from data_modules.components.chunk_cache import CacheSettings
@@ -111,7 +112,7 @@ def pair_of(tar: tarfile.TarFile, member: tarfile.TarInfo) -> dict[str, Any]:
 def make_litdata(folder: Path) -> None:
     """Write both sources as LitData datasets of files."""
     for name in SOURCES:
-        cache = litdata.Cache(str(folder / f"lit_{name}"), chunk_bytes="64MB")
+        cache = Cache(str(folder / f"lit_{name}"), chunk_bytes="64MB")
         number = 0
         for path in sorted(folder.glob(f"{name}-*.tar")):
             with tarfile.open(path) as tar:
@@ -146,7 +147,7 @@ def ours(folder: Path, num_workers: int, num_documents: int) -> Iterable[int]:
         row_tokens=4096,
         rows_per_step=4,
         num_steps=num_documents // 80 + 1,
-        vision_share=0.5,
+        vision_share=0.3,
         text_mixture={"text": 1},
         vision_mixture=SOURCES,
         max_epochs={},

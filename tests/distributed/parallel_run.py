@@ -160,6 +160,7 @@ def train(
     text_only: bool = False,
     num_rows: int = 4,
     muon: bool = False,
+    precision: Any = None,
     callbacks: list[Callback] | None = None,
     resume_from: str | None = None,
 ) -> Outcome:
@@ -173,7 +174,7 @@ def train(
     record = Record()
     trainer = Trainer(
         accelerator="cpu", devices=1 if layout is None else num_ranks,
-        strategy="auto" if layout is None else strategy(**layout),
+        strategy="auto" if layout is None else strategy(**layout), precision=precision,
         max_steps=max_steps, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, use_distributed_sampler=False,
         callbacks=[record, *(callbacks or [])],

@@ -15,19 +15,25 @@ from moonlit.distributed.gradients import GradientSum
 from moonlit.distributed.look_ahead import LookAhead, same_media
 
 
-def train_counting(layout: dict[str, Any], **settings: Any) -> tuple[Outcome, int]:
-    """Train with buckets of few gradients; count the steps whose patches were there already."""
-    num_early, around = 0, DecoupledEncoder.around
+def train_counting(layout: dict[str, Any], **settings: Any) -> tuple[Outcome, int, int]:
+    """Train with buckets of few gradients.
+
+    Count the steps whose patches were there already, and those that were encoded already.
+    """
+    num_early, num_encoded, around = 0, 0, DecoupledEncoder.around
 
     def counting(self: DecoupledEncoder, microbatches: Any) -> Any:
-        nonlocal num_early
-        num_early += self.early is not None and same_media(self.early.microbatches, microbatches)
+        nonlocal num_early, num_encoded
+        if self.early is not None and same_media(self.early.microbatches, microbatches):
+            num_early += 1
+            num_encoded += self.early.encoded is not None
         return around(self, microbatches)
 
     bucket_bytes = gradients.BUCKET_BYTES
     gradients.BUCKET_BYTES, DecoupledEncoder.around = 5_000, counting
     try:
-        return train(layout, dtype=torch.float32, **settings), num_early
+        outcome = train(layout, dtype=torch.float32, **settings)
+        return outcome, num_early, num_encoded
     finally:
         gradients.BUCKET_BYTES, DecoupledEncoder.around = bucket_bytes, around
 
@@ -45,15 +51,30 @@ def test_overlap_changes_no_bit(four_ranks: Ranks, recompute: str):
     with_it = four_ranks(train_counting, layout, num_ranks=4)
     without = four_ranks(train_counting, layout | {"overlap": False}, num_ranks=4)
 
-    assert [count for _, count in with_it] == [NUM_STEPS - 1] * 4
-    assert [count for _, count in without] == [0] * 4
+    assert [counts for _, *counts in with_it] == [[NUM_STEPS - 1, 0]] * 4
+    assert [counts for _, *counts in without] == [[0, 0]] * 4
     assert_bits(with_it[2][0], without[2][0])
+
+
+@pytest.mark.parametrize("recompute", ["always", "never"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_encoding_beside_the_update_changes_no_bit(
+    two_ranks: Ranks, recompute: str, precision: str
+):
+    """Catches: old weights of the encoder, or autocast's copies of them, or autocast left off."""
+    layout, settings = {"recompute": recompute}, {"muon": True, "precision": precision}
+    with_it = two_ranks(train_counting, layout, num_ranks=2, **settings)
+    without = two_ranks(train_counting, layout | {"overlap": False}, num_ranks=2, **settings)
+
+    assert [counts for _, *counts in with_it] == [[NUM_STEPS - 1, NUM_STEPS - 1]] * 2
+    assert [counts for _, *counts in without] == [[0, 0]] * 2
+    assert_bits(with_it[1][0], without[1][0])
 
 
 def test_a_resumed_run_with_overlap_changes_no_bit(two_ranks: Ranks, tmp_path: Path):
     """Saved while the next step's patches are already on the wire."""
     whole = two_ranks(train_saving, tmp_path / "two.ckpt")[1]
-    resumed, num_early = two_ranks(
+    resumed, num_early, _ = two_ranks(
         train_counting, {}, num_ranks=2, resume_from=str(tmp_path / "two.ckpt")
     )[1]
 

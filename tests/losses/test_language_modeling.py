@@ -75,6 +75,24 @@ def test_bf16_errs_as_little_as_the_plain_loss_in_bf16():
         assert error <= 2 * allowed
 
 
+def test_autocast_changes_the_products_and_no_dtype():
+    torch.manual_seed(0)
+    leaves = [torch.randn(30, 16, requires_grad=True), torch.randn(40, 16, requires_grad=True)]
+    target_ids, loss_mask = torch.randint(40, (30,)), torch.rand(30) < 0.8
+
+    def loss_and_grads():
+        value = next_token_loss(*leaves, target_ids, loss_mask)
+        return [value, *torch.autograd.grad(value, leaves)]
+
+    exact = loss_and_grads()
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = loss_and_grads()
+
+    for value, expected in zip(ours, exact, strict=True):
+        assert value.dtype == torch.float32
+        assert (value - expected).norm() < 2e-2 * expected.norm()
+
+
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_a_frozen_input_gets_no_gradient(frozen: int):
     hidden_TD, weight_VD, target_ids, loss_mask = problem()

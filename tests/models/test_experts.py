@@ -54,12 +54,28 @@ def routed_inputs(routing: list[list[int]], *, model_width: int) -> tuple[Tensor
     return torch.randn(len(routing), model_width), torch.rand(expert_ids.shape), expert_ids
 
 
-def built(backend: str, *, seed: int = 0) -> Experts:
+def built(backend: str, *, seed: int = 0, expert_width: int = 12) -> Experts:
     torch.manual_seed(seed)
-    experts = EXPERTS[backend](model_width=8, expert_width=12, num_experts=5)
+    experts = EXPERTS[backend](model_width=8, expert_width=expert_width, num_experts=5)
     for weight in experts.parameters():
         torch.nn.init.normal_(weight)
     return experts
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_multiplies_in_bf16_and_adds_in_fp32(backend: str):
+    """As for weights that are bf16 themselves; a CUDA grouped product knows nothing else."""
+    experts = built(backend, expert_width=16)  # rows of bf16 products are multiples of 16 bytes
+    x, weights, expert_ids = routed_inputs(UNEVEN, model_width=8)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = experts(x, weights, expert_ids)
+        assert {stack.dtype for stack in experts.stacks} == {torch.bfloat16}
+    exact = experts(x, weights, expert_ids)
+
+    assert ours.dtype == torch.float32
+    error = (ours - exact).norm() / exact.norm()
+    assert 1e-4 < error < 2e-2  # bf16 has three digits
 
 
 @pytest.mark.parametrize("routing", [UNEVEN, ONE_GETS_ALL], ids=["uneven", "one gets all"])

@@ -36,6 +36,15 @@ def test_routing_is_computed_in_fp32_whatever_the_model_is_in():
     assert torch.equal(routing.expert_ids_TK.sort().values, expected)
 
 
+def test_autocast_leaves_the_scores_alone():
+    built, x = router(), torch.randn(400, 12)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        routing = built(x, text(400))
+
+    assert torch.equal(routing.scores_TE, built(x, text(400)).scores_TE)
+
+
 def test_the_bias_moves_the_selection_and_never_the_weights():
     built, x = router(), torch.randn(50, 12)
     scores = torch.sigmoid(x @ built.weight.T)

@@ -60,3 +60,13 @@ def test_a_zero_matrix_stays_zero():
 
     assert ours[0].count_nonzero() == 0
     assert ours[1].isfinite().all()
+
+
+def test_autocast_does_not_coarsen_it():
+    torch.manual_seed(0)
+    matrices = torch.randn(2, 8, 12)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = newton_schulz(matrices)
+
+    assert torch.equal(ours, newton_schulz(matrices))

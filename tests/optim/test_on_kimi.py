@@ -95,3 +95,23 @@ def test_steps_lower_the_loss_on_their_own_batch():
         optimizer.zero_grad()
 
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_encoder_is_told_of_before_the_decoder_moves():
+    """What reads the new encoder may begin while the rest is updated."""
+    model = kimi()
+    optimizer = MuonClip(model, lr=0.1, weight_decay=0.1, qk_clip_threshold=100.0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    encoder = {n: p for n, p in model.named_parameters() if not n.startswith("language_model")}
+    moved_by_then: list[set[str]] = []
+
+    def note() -> None:
+        moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+        moved_by_then.append(moved)
+
+    optimizer.when_updated(encoder.values(), note)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+
+    assert moved_by_then == [set(encoder)]

@@ -11,7 +11,8 @@ Three stages around the backbone, in which all ranks take part whatever their ro
 Source: Kimi K2.5 technical report (arXiv:2602.02276), Sec. 4.5.1. Ours, where it states nothing:
 the projector belongs to the encoder; stage 3 keeps stage 1's assignment; with memory to spare
 stage 1 keeps its graph and stage 3 recomputes nothing; the next step's patches travel while the
-backbone runs, and the encoder's gradients are summed behind its backward pass.
+backbone runs, and are encoded while it is updated; the encoder's gradients are summed behind its
+backward pass.
 
 Axes: P patches, M merged vision tokens, D model width.
 """
@@ -19,13 +20,15 @@ Axes: P patches, M merged vision tokens, D model width.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from moonlit.batch import PackedBatch, PackedMedia
+from moonlit.distributed.background import Background
 from moonlit.distributed.encoder_process import (
     encoder_device,
     no_media,
@@ -58,6 +61,8 @@ class Gathered:
     microbatches: Sequence[PackedBatch]
     exchange: ItemExchange
     pixels: UnderWay
+    encoded: Callable[[], list[Encoded]] | None = None
+    """Waits for the owned items, where they are being encoded already."""
 
 
 class DecoupledEncoder:
@@ -94,6 +99,7 @@ class DecoupledEncoder:
         self.early: Gathered | None = None
         self.trained = trained_encoder_parameters(model)
         self.memory = GraphMemory(recompute, encoder_device(model))
+        self.background = Background(encoder_device(model))
 
     @contextmanager
     def around(self, microbatches: Sequence[PackedBatch]) -> Iterator[list[Tensor | None]]:
@@ -102,9 +108,8 @@ class DecoupledEncoder:
         if gathered is None or not same_media(gathered.microbatches, microbatches):
             gathered = self.gather(microbatches)
         exchange = gathered.exchange
-        with at("DEP stage 1, patches to their encoders"):
-            pixel_values = gathered.pixels.arrived()
-        encoded = self.encode(exchange, pixel_values)
+        encode = gathered.encoded or partial(self.encode, gathered)
+        encoded = encode()
         leaves = self.leaves(exchange, encoded, microbatches)
         coming = self.coming() if self.overlap else None
         self.memory.backbone_begins()
@@ -128,17 +133,30 @@ class DecoupledEncoder:
         owned = exchange.pixels_to_owners(torch.cat([pixels, *(m.pixel_values for m in media)]))
         return Gathered(microbatches, exchange, owned)
 
+    def encode_early(self) -> None:
+        """Encode the coming step's items beside what follows: the encoder has its new weights."""
+        if self.early is not None and self.early.encoded is None:
+            self.early.pixels.work.wait()
+            torch.clear_autocast_cache()  # of the weights as they were
+            self.early.encoded = self.background.start(
+                partial(self.encode, self.early),
+                tensors=lambda chunks: (chunk.features for chunk in chunks),
+            )
+
     def finish(self) -> None:
-        """Wait for what was sent early for a step that will not be trained."""
+        """Wait for what was done early for a step that will not be trained."""
         if self.early is not None:
             with at("DEP stage 1, patches of a step that is not trained"):
                 self.early.pixels.arrived()
+            if self.early.encoded is not None:
+                self.early.encoded()
             self.early = None
 
-    def encode(
-        self, exchange: ItemExchange, pixel_values: UInt8[Tensor, "P 3 h w"]
-    ) -> list[Encoded]:
+    def encode(self, gathered: Gathered) -> list[Encoded]:
         """Encode the owned items chunk by chunk."""
+        with at("DEP stage 1, patches to their encoders"):
+            pixel_values = gathered.pixels.arrived()
+        exchange = gathered.exchange
         owned = exchange.owned
         num_patches = [exchange.patches(item) for item in owned]
         grids = [exchange.grids[item] for item in owned]

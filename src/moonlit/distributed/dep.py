@@ -191,6 +191,10 @@ class DEPStrategy(ModelParallelStrategy):
             overlap=self.overlap,
             coming=self.coming_step,
         )
+        for optimizer in self.optimizers:  # torch's own update all parameters at once
+            when_updated = getattr(optimizer, "when_updated", None)
+            if self.overlap and when_updated is not None:
+                when_updated(self.decoupled.trained, self.decoupled.encode_early)
         return self.decoupled
 
     def coming_step(self) -> list[PackedBatch] | None:

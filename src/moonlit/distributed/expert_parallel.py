@@ -20,7 +20,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from moonlit.distributed.mesh import ProcessMesh
 from moonlit.models.layers import SwiGLU
-from moonlit.models.moe.experts import Experts
+from moonlit.models.moe.experts import Experts, in_product_dtype
 from moonlit.models.moe.layer import MoELayer
 from moonlit.models.moe.router import Routing
 
@@ -111,7 +111,8 @@ class ExpertParallel:
         num_sent, num_arriving = torch.stack([num_sent, arriving_PE.sum(dim=1)]).tolist()
         order_R = routing.expert_ids_TK.flatten().argsort(stable=True)
         token_R = order_R // top_k
-        arrived_AD = self.exchange(x.index_select(0, token_R), num_arriving, num_sent)
+        x_RD = in_product_dtype(x).index_select(0, token_R)
+        arrived_AD = self.exchange(x_RD, num_arriving, num_sent)
 
         shared_TD = shared_experts(x)  # while the rows travel
 
@@ -121,9 +122,9 @@ class ExpertParallel:
         y_AD = experts(arrived_AD, torch.ones_like(arrived_AD[:, :1]), expert_A[:, None])
 
         # Combine: each row's product comes back to where the row was.
-        y_RD = self.exchange(y_AD, num_sent, num_arriving)
+        y_RD = self.exchange(y_AD, num_sent, num_arriving).to(x.dtype)
         weight_R1 = routing.weights_TK.flatten()[order_R, None].to(x.dtype)
-        return shared_TD.index_add(0, token_R, y_RD * weight_R1)
+        return shared_TD.to(x.dtype).index_add(0, token_R, y_RD * weight_R1)
 
     def exchange_counts(self, sent_PE: Int[Tensor, "P e"]) -> Int[Tensor, "P e"]:
         """Tell every rank how many rows each of its experts gets from here."""

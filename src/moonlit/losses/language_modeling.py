@@ -98,7 +98,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_CV.scatter_add_(-1, targets_C1, grad_CV.new_full((), -1.0).expand_as(targets_C1))
             grad_CV = grad_CV.to(hidden_TD.dtype)
             if grad_hidden_TD is not None:
-                grad_hidden_TD[rows_C] = grad_CV @ weight_VD
+                grad_hidden_TD[rows_C] = (grad_CV @ weight_VD).to(hidden_TD.dtype)  # autocast's
             if grad_weight_VD is not None:
                 grad_weight_VD += grad_CV.T @ hidden_CD
         if grad_weight_VD is not None:

@@ -115,6 +115,7 @@ def xformers_attention(
         raise ValueError("attention=xformers needs CUDA tensors, got cpu: use attention=sdpa")
     from xformers.ops import fmha
 
+    q, k = q.to(v.dtype), k.to(v.dtype)  # autocast leaves rotated parts in fp32
     mask = block_diagonal_mask(segments, causal=causal, device=q.device)
     out_BTHD = fmha.memory_efficient_attention(
         q[None], k[None], v[None], attn_bias=mask, scale=scale

@@ -7,7 +7,7 @@ encoder, projector and decoder alike).
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from math import prod
 from typing import Any
 
@@ -85,6 +85,8 @@ class MuonClip(torch.optim.Optimizer):
         # fused: load_state_dict reads it, to leave the step counts in fp32 on their device
         defaults = {"momentum": momentum, "betas": tuple(betas), "eps": eps, "fused": True}
         super().__init__(groups, defaults)
+        self.awaited: frozenset[Tensor] = frozenset()
+        self.when_they_are_updated: Callable[[], None] | None = None
         self.qk_clip: QKClip | None = None
         if qk_clip_threshold is not None:
             self.qk_clip = QKClip(model, threshold=qk_clip_threshold, process_group=process_group)
@@ -96,14 +98,27 @@ class MuonClip(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        call, missing = self.when_they_are_updated, set(self.awaited)
         for group in self.param_groups:
             if group["algorithm"] == "muon":
                 self._muon_step(group)
             else:
                 self._adamw_step(group)
+            missing.difference_update(group["params"])
+            if call is not None and not missing:
+                call()
+                call = None
         if self.qk_clip:
             self.qk_clip.apply()
         return loss
+
+    def when_updated(self, parameters: Iterable[Tensor], call: Callable[[], None]) -> None:
+        """Call something in every step as soon as these have their new values.
+
+        Tower and projector come first. Not for the parameters of clipped attentions, which change
+        once more at the end.
+        """
+        self.awaited, self.when_they_are_updated = frozenset(parameters), call
 
     @property
     def clipped_heads(self) -> Bool[Tensor, "L H"] | None:

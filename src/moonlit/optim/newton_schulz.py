@@ -48,10 +48,11 @@ def newton_schulz(
     x = matrices.mT if tall else matrices
     x = x.bfloat16() if matrices.is_cuda else x
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=NORM_FLOOR)
-    for _ in range(num_steps):
-        gram = x @ x.mT
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, polynomial, x, beta=a)
+    with torch.autocast(x.device.type, enabled=False):
+        for _ in range(num_steps):
+            gram = x @ x.mT
+            polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            x = torch.baddbmm(x, polynomial, x, beta=a)
     return (x.mT if tall else x).to(matrices.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Trainable parameters in groups by learning rate: the vision tower, and the rest."""
+"""Trainable parameters in groups: the vision tower, the projector, the rest."""
 
 from collections import defaultdict
 from typing import Any
@@ -6,14 +6,17 @@ from typing import Any
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+ENCODER = ("vision_tower", "mm_projector")
+
 
 def parameter_groups(
     model: nn.Module, *, lr: float, weight_decay: float, encoder_lr_scale: float
 ) -> list[dict[str, Any]]:
     """Named, trainable parameters in groups, each with its peak rate ``initial_lr``.
 
-    On one process there are at most two. Sharded and replicated parameters stand apart, because a
-    fused update takes one kind.
+    On one process there are at most three, in the order of the forward pass: what a step encodes
+    with is updated first. Sharded and replicated parameters stand apart, because a fused update
+    takes one kind.
 
     Args:
         model: its parameters under a ``vision_tower`` form the encoder's group.
@@ -31,13 +34,18 @@ def parameter_groups(
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trainable:
         raise ValueError(f"{type(model).__name__} has no trainable parameter: all are frozen")
-    encoder = [(name, p) for name, p in trainable if "vision_tower" in name.split(".")]
-    rest = [(name, p) for name, p in trainable if "vision_tower" not in name.split(".")]
-    return [
-        {"params": params, "lr": scaled, "initial_lr": scaled, "weight_decay": weight_decay}
-        for named, scaled in ((encoder, lr * encoder_lr_scale), (rest, lr))
-        for params in by_mesh(named)
-    ]
+    parts: dict[str, list[tuple[str, nn.Parameter]]] = {part: [] for part in (*ENCODER, "rest")}
+    for name, parameter in trainable:
+        part = next((part for part in ENCODER if part in name.split(".")), "rest")
+        parts[part].append((name, parameter))
+    groups = []
+    for part, named in parts.items():
+        peak = lr * encoder_lr_scale if part == "vision_tower" else lr
+        groups += [
+            {"params": params, "lr": peak, "initial_lr": peak, "weight_decay": weight_decay}
+            for params in by_mesh(named)
+        ]
+    return groups
 
 
 def by_mesh(named: list[tuple[str, nn.Parameter]]) -> list[list[tuple[str, nn.Parameter]]]:

@@ -36,8 +36,10 @@ class Experts(nn.Module):
 
     @property
     def stacks(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Gate, up and down weights of the experts on this rank."""
-        return self.local(self.w_gate_EDF), self.local(self.w_up_EDF), self.local(self.w_down_EFD)
+        """Gate, up and down weights of the experts on this rank, in the dtype of products."""
+        weights = (self.w_gate_EDF, self.w_up_EDF, self.w_down_EFD)
+        gate_EDF, up_EDF, down_EFD = (in_product_dtype(self.local(weight)) for weight in weights)
+        return gate_EDF, up_EDF, down_EFD
 
     def forward(
         self,
@@ -50,8 +52,16 @@ class Experts(nn.Module):
         y_TD = torch.zeros_like(x)
         for expert in range(len(up_EDF)):
             token, slot = torch.where(expert_ids == expert)
-            rows = x[token]
+            rows = in_product_dtype(x[token])
             hidden = F.silu(rows @ gate_EDF[expert]) * (rows @ up_EDF[expert])
             weighted = hidden @ down_EFD[expert] * weights[token, slot, None]
             y_TD = y_TD.index_add(0, token, weighted.to(x.dtype))
         return y_TD
+
+
+def in_product_dtype(tensor: Tensor) -> Tensor:
+    """Cast to autocast's dtype where it is on: it does not know grouped products."""
+    device_type = tensor.device.type
+    if torch.is_autocast_enabled(device_type):
+        return tensor.to(torch.get_autocast_dtype(device_type))
+    return tensor

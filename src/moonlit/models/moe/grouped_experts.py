@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from moonlit.models.moe.experts import Experts
+from moonlit.models.moe.experts import Experts, in_product_dtype
 
 
 class GroupedExperts(Experts):
@@ -30,13 +30,13 @@ class GroupedExperts(Experts):
         rows_per_expert_E = expert_ids.new_zeros(num_experts)
         rows_per_expert_E.scatter_add_(0, expert_ids.flatten(), torch.ones_like(order_R))
         ends_E = rows_per_expert_E.cumsum(0, dtype=torch.int32)
-        x_RD = x.index_select(0, token_of_row_R)
+        x_RD = in_product_dtype(x).index_select(0, token_of_row_R)
 
         # Compute. The combine weight goes onto the narrow side of the last product.
         gate_RF = F.grouped_mm(x_RD, w_gate_EDF, offs=ends_E)
         up_RF = F.grouped_mm(x_RD, w_up_EDF, offs=ends_E)
-        weight_R1 = weights.flatten()[order_R, None].to(x.dtype)
+        weight_R1 = weights.flatten()[order_R, None].to(x_RD.dtype)
         y_RD = F.grouped_mm(F.silu(gate_RF) * up_RF * weight_R1, w_down_EFD, offs=ends_E)
 
         # Combine: add each copy back to its token.
-        return torch.zeros_like(x).index_add(0, token_of_row_R, y_RD)
+        return torch.zeros_like(x).index_add(0, token_of_row_R, y_RD.to(x.dtype))

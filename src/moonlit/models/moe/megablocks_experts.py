@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from moonlit.models.moe.experts import in_product_dtype
 from moonlit.models.moe.grouped_experts import GroupedExperts
 from moonlit.models.moe.megablocks_kernels import stand_in_where_not_compiled
 
@@ -67,7 +68,7 @@ class MegaBlocksExperts(GroupedExperts):
         lent = {"w1": w_gate_EDF.mT, "v1": w_up_EDF.mT, "w2": w_down_EFD}
         vars(layer.mlp).update(lent)
         try:
-            return layer(x, None, weights, expert_ids)
+            return layer(in_product_dtype(x), None, weights, expert_ids).to(x.dtype)
         finally:
             for name in lent:
                 del vars(layer.mlp)[name]

@@ -65,8 +65,9 @@ class Router(nn.Module):
         self, x: Float[Tensor, "T D"], modality: Int[Tensor, " T"], *, count_load: bool = True
     ) -> Routing:
         """Route every token and, in training, count the load (not again in a recomputation)."""
-        # fp32: in bf16, 29 % of tokens tie at the top-8 boundary.
-        scores_TE = F.linear(x.float(), self.weight.float()).sigmoid()
+        # fp32, under autocast too: in bf16, 29 % of tokens tie at the top-8 boundary.
+        with torch.autocast(x.device.type, enabled=False):
+            scores_TE = F.linear(x.float(), self.weight.float()).sigmoid()
         with torch.no_grad():
             biased_TE = scores_TE + self.e_score_correction_bias
             expert_ids_TK = biased_TE.topk(self.top_k, dim=-1, sorted=False).indices
