@@ -35,7 +35,7 @@ class RunProgress(Callback):
 
     def __init__(self, *, line_every_s: float) -> None:
         self.line_every_s = line_every_s
-        self.console = Console(file=sys.stderr)
+        self.console = Console(file=sys.stderr, markup=False)
         self.bar: Progress | None = None
         self.task: TaskID | None = None
         self.began_s = 0.0

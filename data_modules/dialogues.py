@@ -95,7 +95,7 @@ class Dialogues(PlannedData):
         self.folder = Path(folder)
         self.images, self.too_long = images, too_long
         self.world, self.replay = world, replay
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, markup=False)
 
     @property
     def held_out_names(self) -> list[str]:
@@ -190,7 +190,7 @@ class Dialogues(PlannedData):
                     dialogue = read_dialogue(path, start)
                 except BadDialogueError as error:
                     reasons.append(str(error))
-                    self.console.print(f"skipped: {error}", markup=False, soft_wrap=True)
+                    self.console.print(f"skipped: {error}", soft_wrap=True)
                     continue
                 self.check_images(dialogue, path, start)
                 num_samples += len(samples_per_user_turn(dialogue.messages))

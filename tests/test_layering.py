@@ -52,3 +52,15 @@ def test_the_batch_knows_no_other_part():
 def test_callbacks_do_not_know_each_other():
     for path in (ROOT / "callbacks").glob("*.py"):
         assert not {n for n in imported(path) if n.startswith("callbacks")}, path.name
+
+
+def test_consoles_print_words_as_they_are():
+    """Catches: `data.held_out=[web]` in the command that goes on, taken for a style and left out."""
+    for folder in ("src", "data_modules", "callbacks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for call in (
+                n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)
+            ):
+                if isinstance(call.func, ast.Name) and call.func.id == "Console":
+                    prints = {keyword.arg for keyword in call.keywords}
+                    assert "markup" in prints, f"{path.relative_to(ROOT)}:{call.lineno}"

@@ -82,7 +82,7 @@ class ChunkCache:
         self.chunks: list[dict[str, Any]] = []
         self.made: Any = None
         self.made_in = 0
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, markup=False)
         with (self.folder / ".opening.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             self.open()
@@ -177,7 +177,7 @@ class ChunkCache:
         """Wait before another attempt, each time twice as long, half of it by chance."""
         pause_s = self.settings.first_pause_s * 2 ** (attempt - 1)
         told = f"{self.remote}/{name}: {reason}; again in {pause_s:.1f} s"
-        self.console.print(told, markup=False, soft_wrap=True)
+        self.console.print(told, soft_wrap=True)
         time.sleep(pause_s * (0.5 + random.random() / 2))
 
     def say_full(self, name: str, error: OSError, *, is_last: bool) -> None:

@@ -94,7 +94,9 @@ def write_corpus(
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
             unfinished.mkdir()
-            Console(stderr=True).print(f"preparing the corpus in {folder}, once", soft_wrap=True)
+            Console(stderr=True, markup=False).print(
+                f"preparing the corpus in {folder}, once", soft_wrap=True
+            )
             write_sources(unfinished, recipes, num_processes or len(os.sched_getaffinity(0)))
             (unfinished / DESCRIPTION).write_text(json.dumps(description, indent=2))
             unfinished.rename(folder)

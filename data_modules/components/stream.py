@@ -117,7 +117,7 @@ class PlannedLoader:
         self.max_corrupt_documents = max_corrupt_documents
         self.next_step = 0
         self.corrupt: dict[str, str] = {}
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, markup=False)
 
     def __len__(self) -> int:
         """Steps of the run, also those before ``next_step``."""
@@ -146,7 +146,7 @@ class PlannedLoader:
         for name, reason in corrupt.items():
             if name not in self.corrupt:
                 self.corrupt[name] = reason
-                self.console.print(f"skipped a corrupt document: {reason}", markup=False)
+                self.console.print(f"skipped a corrupt document: {reason}")
         if len(self.corrupt) > self.max_corrupt_documents:
             raise ValueError(
                 f"{len(self.corrupt)} corrupt documents, more than max_corrupt_fraction allows "

@@ -85,7 +85,7 @@ class PrepareSource:
         )
         self.num_processes = num_processes or len(os.sched_getaffinity(0))
         self.part = Part.named(part)
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, markup=False)
 
     def asked_for(self) -> dict[str, Any]:
         """Everything that the source's documents are a function of, but the code."""

@@ -61,7 +61,8 @@ class SwarmTraces:
         for split, name in SPLITS.items():
             traces = asyncio.run(self.traces(split))
             write_whole(self.folder / f"{name}.jsonl", "".join(map(written, traces)))
-            Console(stderr=True).print(f"wrote {self.folder / name}.jsonl: {len(traces):,} traces")
+            console = Console(stderr=True, markup=False)
+            console.print(f"wrote {self.folder / name}.jsonl: {len(traces):,} traces")
 
     async def traces(self, split: str) -> list[dict[str, Any]]:
         """Make the traces of one split."""

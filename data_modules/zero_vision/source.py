@@ -93,7 +93,7 @@ class ZeroVision:
         }
         self.num_workers, self.sandbox = num_workers, sandbox
         self.part = Part.named(part)
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, markup=False)
 
     def asked_for(self) -> dict[str, Any]:
         """Everything that the set is a function of."""
@@ -136,7 +136,7 @@ class ZeroVision:
         total = sum(sum(wanted.values()) for wanted in self.wanted.values())
         with Work("trajectories", total, console=self.console) as work:
             async with Pool(self.sandbox, num_warm=self.num_workers) as pool:
-                self.console.print(f"sandbox: {pool.report}", markup=False)
+                self.console.print(f"sandbox: {pool.report}")
                 for split, wanted in self.wanted.items():
                     kept: list[dict[str, Any]] = []
                     for kind, num in wanted.items():

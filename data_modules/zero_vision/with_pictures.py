@@ -30,7 +30,7 @@ class WithPictures:
 
     def __init__(self, *, folder: str, zero_vision: str) -> None:
         self.folder, self.zero_vision = Path(folder), Path(zero_vision)
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, markup=False)
 
     def prepare_data(self) -> None:
         """Write both splits unless they are there.

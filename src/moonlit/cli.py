@@ -109,7 +109,9 @@ def with_clear_errors(command: Callable[[Any], None]) -> Callable[[Any], None]:
 
 def fail(message: str, status: int = 1) -> None:
     """Say what is wrong on standard error and end with ``status``."""
-    Console(stderr=True).print(f"moonlit: {message}", style="red", markup=False, soft_wrap=True)
+    Console(stderr=True, markup=False).print(
+        f"moonlit: {message}", style="red", markup=False, soft_wrap=True
+    )
     raise SystemExit(status)
 
 
@@ -133,7 +135,7 @@ def prepare(cfg: DictConfig) -> None:
     if "corpora" not in cfg.data._target_:
         raise ValueError("report=true counts what a plan of data=corpora holds: add data=corpora")
     counts, longest = instantiate(cfg.data).report()
-    console = Console()
+    console = Console(markup=False)
     for table in counts.tables():
         console.print(table)
     console.print(f"the sources last {longest:,} steps: each at most max_epochs times, or once")
@@ -147,7 +149,7 @@ def info(cfg: DictConfig) -> None:
 
     with torch.device("meta"):
         model = instantiate(cfg.model)()
-    Console().print(cost_tables(model, seq_len=cfg.seq_len))
+    Console(markup=False).print(cost_tables(model, seq_len=cfg.seq_len))
 
 
 def chat(cfg: DictConfig) -> None:

@@ -31,7 +31,7 @@ class Work:
     ) -> None:
         self.what, self.total, self.first = what, max(total, 1), completed
         self.completed: int | float = completed
-        self.console = console or Console(stderr=True)
+        self.console = console or Console(stderr=True, markup=False)
         self.line_every_s = line_every_s
         self.bar: Progress | None = None
         self.task = TaskID(0)

@@ -109,7 +109,7 @@ def submit_pipeline(cfg: DictConfig, site: Site, said: Sequence[str], slurm: Pat
         dry.append(job)
         return f"<{job.name}>"
 
-    write = partial(Console().print, markup=False, highlight=False, soft_wrap=True)
+    write = partial(Console(markup=False).print, highlight=False, soft_wrap=True)
     for queued in submit_chain(stages, job_of, submit=queue):
         number = "" if queued.job is None else f" as job {queued.job}"
         state = f"would be {queued.state}" if cfg.dry_run else queued.state
@@ -264,7 +264,7 @@ def check_layout(cfg: DictConfig, site: Site) -> None:
 
 def print_job(job: Job, after: Sequence[str]) -> None:
     """Print what would be submitted."""
-    write = partial(Console().print, markup=False, highlight=False, soft_wrap=True)
+    write = partial(Console(markup=False).print, highlight=False, soft_wrap=True)
     write(f"# {job.papers / 'configuration.yaml'}\n{job.configuration}")
     write(f"# {job.papers / job.template.name}\n{job.script}")
     write(f"# would be submitted by\n{shlex.join(job.command(after))}\n")
@@ -272,7 +272,7 @@ def print_job(job: Job, after: Sequence[str]) -> None:
 
 def print_following(job: Job, number: str) -> None:
     """Print the job's id and how to follow it."""
-    write = partial(Console().print, markup=False, highlight=False, soft_wrap=True)
+    write = partial(Console(markup=False).print, highlight=False, soft_wrap=True)
     write(f"submitted job {number}; its script lies in {job.papers}")
     lines = [
         f"squeue --jobs={number}",

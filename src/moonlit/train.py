@@ -73,7 +73,7 @@ def train(cfg: DictConfig) -> None:
 
 def fit(cfg: DictConfig, run: Run, folder: RunFolder) -> None:
     """Train to the end or to a signal, and say what to do next."""
-    console = Console(quiet=not run.trainer.is_global_zero)
+    console = Console(quiet=not run.trainer.is_global_zero, markup=False)
     console.print(f"tensorboard --logdir {cfg.run_dir}", soft_wrap=True, highlight=False)
     if cfg.resume_from is not None:
         console.print(f"going on from {cfg.resume_from}", soft_wrap=True, highlight=False)

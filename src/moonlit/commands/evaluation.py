@@ -75,7 +75,7 @@ def evaluate_checkpoint(data: HeldOutTasks, settings: Mapping[str, Any]) -> None
         "answers": [asdict(verdict) for verdict in verdicts],
     }
     out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    Console().print(table(rows))
+    Console(markup=False).print(table(rows))
     print(f"wrote {out}")
 
 

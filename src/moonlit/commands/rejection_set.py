@@ -54,5 +54,5 @@ def make_set(data: TrainingTasks, settings: Mapping[str, Any]) -> None:
     counts = asyncio.run(run())
     report = {"settings": dict(settings), "sets": counts.rows}
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    Console().print(counts.table())
+    Console(markup=False).print(counts.table())
     print(f"wrote {out}")

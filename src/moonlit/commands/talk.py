@@ -71,7 +71,7 @@ class Talk:
         self.messages: list[Message] = list(self.opening)
         self.attached = list(images)
         self.shown: list[PILImage] = []
-        self.trace = Console(stderr=True)
+        self.trace = Console(stderr=True, markup=False)
 
     async def ask(self, question: str) -> Reply:
         """Ask, with what is attached; the dialogue remembers question and answer.
@@ -99,13 +99,13 @@ class Talk:
     def show(self, message: Message) -> None:
         """Print what is not the answer."""
         if message.thinking:
-            self.trace.print(message.thinking, style="dim", markup=False)
+            self.trace.print(message.thinking, style="dim")
         for call in message.tool_calls:
             code = call.arguments.get("code", call.arguments)
-            self.trace.print(f"{call.name}: {code}", style="cyan", markup=False)
+            self.trace.print(f"{call.name}: {code}", style="cyan")
         if message.role == "tool":
             words = "".join(part.text for part in message.parts if isinstance(part, Text))
-            self.trace.print(words, style="green", markup=False)
+            self.trace.print(words, style="green")
 
     async def ask_once(self, question: str) -> None:
         """Answer one question and end.
@@ -131,7 +131,7 @@ class Talk:
             try:
                 await self.obey(line)
             except (ValueError, OSError) as error:
-                self.trace.print(str(error), style="red", markup=False)
+                self.trace.print(str(error), style="red")
 
     async def obey(self, line: str) -> None:
         """Do what one line says."""
