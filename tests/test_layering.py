@@ -55,7 +55,7 @@ def test_callbacks_do_not_know_each_other():
 
 
 def test_consoles_print_words_as_they_are():
-    """Catches: `data.held_out=[web]` in the command that goes on, taken for a style and left out."""
+    """Catches: `data.held_out=[web]` in the command that goes on, taken for a style and lost."""
     for folder in ("src", "data_modules", "callbacks"):
         for path in (ROOT / folder).rglob("*.py"):
             for call in (
