@@ -33,14 +33,15 @@ train: setup
 test: setup megablocks
 	$(BIN)/pytest -n auto
 
+# BUDGET=240: begin no test after so many seconds, and with other files each day.
 slow: setup megablocks
-	$(BIN)/pytest -m "slow and not slurm" --durations=10
+	$(BIN)/pytest -m "slow and not slurm" --durations=10 -rs $(BUDGET:%=--budget=%)
 	$(BIN)/pytest -m compile -o addopts=--strict-markers
 
 # As root, with Debian's slurmctld, slurmd, slurm-client and munge. All: make test-slurm SLURM=slurm
 SLURM ?= slurm and not slow
 test-slurm: setup
-	$(BIN)/pytest -m "$(SLURM)" --durations=10 tests/slurm
+	$(BIN)/pytest -m "$(SLURM)" --durations=10 -rs $(BUDGET:%=--budget=%) tests/slurm
 
 check: setup
 	$(BIN)/ruff check .
