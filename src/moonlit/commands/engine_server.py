@@ -27,5 +27,7 @@ def serve_engine(build_model: Callable[[], Kimi], settings: Mapping[str, Any]) -
     with torch.device(settings["device"]):
         model = build_model()
     names = ("max_sequences", "max_prefill_tokens", "max_cache_tokens", "max_logprob_gap")
-    engine = NativeEngine(model, **{name: settings[name] for name in names})
+    engine = NativeEngine(
+        model, precision=settings["precision"], **{name: settings[name] for name in names}
+    )
     asyncio.run(serve(engine, host=settings["host"], port=settings["port"], secret=shared))

@@ -150,7 +150,8 @@ class LatentCache:
         self, layer: int, slot_of_token: Int[Tensor, " T"], latents: Float[Tensor, "T W"]
     ) -> None:
         """Store one layer's latents of a row."""
-        self.storage[layer].view(-1, latents.shape[-1]).index_copy_(0, slot_of_token, latents)
+        storage = self.storage[layer].view(-1, latents.shape[-1])
+        storage.index_copy_(0, slot_of_token, latents.to(storage.dtype))
 
     def history(
         self, layer: int, sequence: CachedSequence, length: int

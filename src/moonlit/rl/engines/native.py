@@ -29,6 +29,8 @@ from moonlit.rl.engines.sync import (
     probe_logprobs,
 )
 
+MAX_LOGPROB_GAP, MAX_LOGPROB_GAP_16 = 0.02, 0.2
+
 
 class NativeEngine:
     """Samples from a model of its own, whose weights follow a trainer's.
@@ -40,7 +42,9 @@ class NativeEngine:
         max_prefill_tokens: of prompts computed in one row; bounds the memory of a step.
         max_cache_tokens: room of the latent cache; None: it grows as needed.
         max_logprob_gap: largest difference between trainer and engine that a sync may leave on the
-            probe [nats]; float32 leaves less than 1e-4, stale weights far more (our default).
+            probe [nats]; None: 0.02, or 0.2 where products are in 16 bits. Float32 leaves less than
+            1e-4, bf16 some hundredths, stale weights far more (our defaults).
+        precision: the trainer's, by Lightning's name: both mean the same distribution.
     """
 
     def __init__(
@@ -51,11 +55,16 @@ class NativeEngine:
         max_sequences: int = 128,
         max_prefill_tokens: int = 4096,
         max_cache_tokens: int | None = None,
-        max_logprob_gap: float = 0.02,
+        max_logprob_gap: float | None = None,
+        precision: str = "32-true",
     ) -> None:
         self.model, self.shape = model, model.decoder_shape
-        self.max_cache_tokens, self.max_logprob_gap = max_cache_tokens, max_logprob_gap
-        self.runner = Runner(model, max_cache_tokens=max_cache_tokens)
+        self.max_cache_tokens = max_cache_tokens
+        self.runner = Runner(model, max_cache_tokens=max_cache_tokens, precision=precision)
+        if max_logprob_gap is None:
+            in_16_bits = model.language_model.lm_head.weight.itemsize == 2
+            max_logprob_gap = MAX_LOGPROB_GAP_16 if in_16_bits else MAX_LOGPROB_GAP
+        self.max_logprob_gap = max_logprob_gap
         self.batch = ContinuousBatch(
             self.runner,
             always_banned=media_ids(self.shape.media_pad_id),
@@ -74,9 +83,9 @@ class NativeEngine:
     @classmethod
     def copy_of(cls, module: Kimi, **settings: object) -> "NativeEngine":
         """Return an engine with a full copy of a trainer's weights, sharded or not."""
-        device = next(module.parameters()).device
-        with torch.device(device):
-            model = Kimi(decoder=module.decoder_shape, vision=module.vision_shape)
+        weight = module.language_model.lm_head.weight
+        with torch.device(weight.device):
+            model = Kimi(decoder=module.decoder_shape, vision=module.vision_shape).to(weight.dtype)
         copy_weights(module.state_dict(), model)
         return cls(model, **settings)  # pyright: ignore[reportArgumentType]
 
@@ -195,7 +204,9 @@ class NativeEngine:
     ) -> None:
         copy_weights(weights, self.model)  # refuses before it changes anything
         self.batch.change_weights(version)
-        gap = logprob_gap(self.runner, trained(), self.probe)
+        with self.runner.autocast():
+            trained_logprobs = trained()
+        gap = logprob_gap(self.runner, trained_logprobs, self.probe)
         self.sync_error = None
         if not gap <= self.max_logprob_gap:
             self.sync_error = WeightSyncError(

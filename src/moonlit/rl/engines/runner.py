@@ -4,6 +4,7 @@ Axes: B sequences, T tokens, M vision tokens, D model width, V vocabulary.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,7 @@ from torch import Tensor
 from moonlit.batch import PackedMedia
 from moonlit.models.cache import CachedSequence, LatentCache
 from moonlit.models.kimi import Kimi
+from moonlit.models.mixed_precision import autocast_of, lower_products
 from moonlit.rl.engines.prompt import Prompt
 
 
@@ -21,9 +23,14 @@ class Runner:
     Args:
         model: is put into evaluation mode.
         max_cache_tokens: room of the cache; None: as much as is asked for.
+        precision: the trainer's, by Lightning's name.
     """
 
-    def __init__(self, model: Kimi, *, max_cache_tokens: int | None) -> None:
+    def __init__(
+        self, model: Kimi, *, max_cache_tokens: int | None, precision: str = "32-true"
+    ) -> None:
+        lower_products(model, precision)
+        self.precision = precision
         weight = model.language_model.lm_head.weight
         self.model, self.device = model.eval(), weight.device
         self.cache = LatentCache(
@@ -40,7 +47,8 @@ class Runner:
         hidden_TD, ends = self._hidden(sequences, new_ids, features)
         if len(hidden_TD) > len(sequences):
             hidden_TD = hidden_TD[torch.tensor(ends[1:], device=self.device) - 1]
-        return self.model.logits(hidden_TD)
+        with self.autocast():
+            return self.model.logits(hidden_TD)
 
     def all_logits(
         self,
@@ -49,7 +57,13 @@ class Runner:
         features: Float[Tensor, "M D"] | None = None,
     ) -> Float[Tensor, "T V"]:
         """Feed sequences their new tokens; return the scores behind every one."""
-        return self.model.logits(self._hidden(sequences, new_ids, features)[0])
+        hidden_TD, _ = self._hidden(sequences, new_ids, features)
+        with self.autocast():
+            return self.model.logits(hidden_TD)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return what the trainer's forward runs under."""
+        return autocast_of(self.precision, self.device)
 
     def features(self, prompts: Sequence[tuple[Prompt, int]]) -> Float[Tensor, "M D"] | None:
         """Encode what is needed of prompts from a token each on, in one call."""
@@ -61,7 +75,9 @@ class Runner:
             pixel_values=torch.cat([media.pixel_values for media, _ in some]).to(self.device),
             grid_thw=torch.cat([media.grid_thw for media, _ in some]).to(self.device),
         )
-        rows = self.model.encode_media(together).split([media.num_tokens for media, _ in some])
+        with self.autocast():
+            features = self.model.encode_media(together)
+        rows = features.split([media.num_tokens for media, _ in some])
         return torch.cat([row[skipped:] for row, (_, skipped) in zip(rows, some, strict=True)])
 
     def _hidden(
@@ -78,11 +94,12 @@ class Runner:
             positions += range(sequence.length, sequence.length + len(ids))
             ends.append(len(row))
         self.cache.select(sequences)
-        output = self.model(
-            torch.tensor(row, device=self.device),
-            torch.tensor(positions, device=self.device),
-            torch.tensor(ends),
-            features,
-            self.cache,
-        )
+        with self.autocast():
+            output = self.model(
+                torch.tensor(row, device=self.device),
+                torch.tensor(positions, device=self.device),
+                torch.tensor(ends),
+                features,
+                self.cache,
+            )
         return output.hidden_TD, ends
