@@ -62,7 +62,8 @@ def test_sampled_logprobs_are_those_of_a_trainer_in_mixed_precision():
         got = torch.tensor(completion.untempered_logprobs)
         near.append((got - expected).abs())
         far.append((got - exact).abs())
-    assert torch.cat(near).max() < 0.05
+    assert torch.cat(near).mean() < 0.01
+    assert torch.cat(near).max() < 0.2  # where another expert is chosen
     assert torch.cat(far).max() > 1e-4, "nothing was computed in bf16"
 
 
