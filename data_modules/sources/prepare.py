@@ -6,7 +6,8 @@
     FOLDER/documents.npy    one ``INDEX_DTYPE`` row a document
 
 Shards are read in processes of their own and written whole below ``FOLDER/.shards-DIGEST``; a run
-that was killed goes on with the shards that are not there. A row that is bad is left out and
+that was killed goes on with the shards that are not there (and begins again where the code that
+reads has changed since: shards of two kinds are never joined). A row that is bad is left out and
 counted; it stops nobody. Of rows with the same id the first one stays, in the order of the shards:
 a shard that repeats an earlier one's is read once more without them.
 """
@@ -28,6 +29,7 @@ import numpy as np
 from litdata.streaming.writer import BinaryWriter
 from rich.console import Console
 
+from data_modules.components import document
 from data_modules.components.corpus import (
     DOCUMENTS,
     LITDATA_INDEX,
@@ -43,6 +45,7 @@ from data_modules.components.part import Part
 from data_modules.sources.readers import Reader, Shard
 from data_modules.sources.report import Report
 from data_modules.sources.rows import RowReader, Skipped, SkippedError
+from moonlit import chat
 from moonlit.chat.tokenizer import Tokenizer
 from moonlit.progress import Work
 
@@ -109,7 +112,7 @@ class PrepareSource:
             if (self.folder / SOURCE).is_file():
                 self.check_same(asked)
                 return
-            parts = self.folder / f".shards-{digest(json.dumps(asked).encode())}"
+            parts = self.folder / f".shards-{digest(json.dumps(asked).encode(), *reading_code())}"
             parts.mkdir(parents=True, exist_ok=True)
             shards = self.reader.shards()
             writer = ShardWriter(parts, self.reader, self.rows)
@@ -224,6 +227,12 @@ class PrepareSource:
         (self.folder / LITDATA_INDEX).write_text(json.dumps(joined(indices), sort_keys=True))
         np.save(self.folder / DOCUMENTS, np.concatenate(rows))
         return report
+
+
+def reading_code() -> list[bytes]:
+    """Return the code that a shard is a function of."""
+    folders = (Path(__file__).parent, Path(document.__file__).parent, Path(chat.__file__).parent)
+    return [path.read_bytes() for folder in folders for path in sorted(folder.glob("*.py"))]
 
 
 def shard_folder(number: int) -> str:

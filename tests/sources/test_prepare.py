@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from files import TABLE, json_lines, prepared, preparing
 
+from data_modules.sources import prepare
 from data_modules.sources.json_lines import JSONLines
 from data_modules.sources.readers import Shard
 from data_modules.sources.rows import Row, Skipped
@@ -92,6 +93,18 @@ def test_a_killed_run_goes_on_without_redoing_shards(tmp_path: Path):
     prepared(tmp_path / "at_once", reader)
     assert files_of(tmp_path / "out") == files_of(tmp_path / "at_once")
     assert [(tmp_path / f"read-{99 * n}").read_text() for n in range(3)] == ["x"] * 3
+    assert not list((tmp_path / "out").glob(".shards-*"))
+
+
+def test_shards_of_other_code_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    reader = Slow(files=reader_of(tmp_path).files, shard_bytes=99, **TABLE)
+    reader.stuck = False
+    preparing(tmp_path / "out", reader, part="1/2").prepare_data()
+    monkeypatch.setattr(prepare, "reading_code", lambda: [b"another parser"])
+
+    prepared(tmp_path / "out", reader)
+
+    assert (tmp_path / "read-0").read_text() == "xx"
     assert not list((tmp_path / "out").glob(".shards-*"))
 
 
