@@ -39,8 +39,8 @@ class PlanReport:
 
     def tables(self) -> list[Table]:
         """Draw it."""
-        sources = Table("source", "tokens", "share", "vision tokens", "share", "epochs",
-                        *(f"length {p} %" for p in PERCENTILES))  # fmt: skip
+        sources = Table("source", "tokens", "of all", "vision", "of vision", "epochs",
+                        *(f"len {p} %" for p in PERCENTILES))  # fmt: skip
         total = sum(self.tokens_of_source.values())
         vision = max(sum(self.vision_tokens_of_source.values()), 1)
         for name, tokens in self.tokens_of_source.items():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_modules.sources.readers import Shard
-from data_modules.sources.rows import Row, Skipped, SkippedError, file_in
+from data_modules.sources.rows import Row, Skipped, SkippedError, check_inside, file_in
 from data_modules.sources.web_dataset import EXTENSIONS, TEXT_EXTENSIONS
 
 METADATA = "metadata.jsonl"
@@ -40,7 +40,8 @@ class CaptionedFolder:
         )
         if not self.files:
             raise FileNotFoundError(f"no picture, video or sound in {folder}")
-        self.captions, self.bad_lines = self.read_metadata()
+        self.captions, bad_lines = self.read_metadata()
+        self.left_out = [*bad_lines, *self.files_left_out()]
 
     def read_metadata(self) -> tuple[dict[str, Any], list[Skipped]]:
         """Return captions by file, and the lines that are none."""
@@ -50,12 +51,41 @@ class CaptionedFolder:
             for number, line in enumerate(path.read_bytes().splitlines(), start=1):
                 try:
                     value = json.loads(line)
-                    captions[value["file_name"]] = value["text"]
+                    file, text = value["file_name"], value["text"]
+                    self.require_new(file, captions)
+                    captions[file] = text
+                except SkippedError as error:
+                    place = f"{path}, line {number}"
+                    bad.append(Skipped(error.reason, place, error.detail))
                 except KeyError as error:
                     bad.append(Skipped("missing key", f"{path}, line {number}", f"no key {error}"))
                 except (ValueError, TypeError) as error:
                     bad.append(Skipped("no JSON", f"{path}, line {number}", str(error)))
         return captions, bad
+
+    def require_new(self, file: str, captions: dict[str, Any]) -> None:
+        """Refuse a caption of a file that is not there, or has one.
+
+        Raises:
+            SkippedError: naming it.
+        """
+        check_inside(file)
+        if file not in self.files:
+            raise SkippedError("missing medium", f"no file {self.folder / file} of a known kind")
+        if file in captions:
+            raise SkippedError("second caption", f"{file!r} has one already")
+
+    def files_left_out(self) -> Iterator[Skipped]:
+        """Name the files that are neither a medium nor the caption of one."""
+        captions = {
+            str(Path(file).with_suffix(f".{e}")) for file in self.files for e in TEXT_EXTENSIONS
+        }
+        for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
+            name = str(path.relative_to(self.folder))
+            if path.suffix.lower() in KIND_OF or name in captions or name == METADATA:
+                continue
+            is_caption = path.suffix.lower().lstrip(".") in TEXT_EXTENSIONS
+            yield Skipped("caption without a medium" if is_caption else "unknown kind", str(path))
 
     def shards(self) -> list[Shard]:
         """Cut the list of files."""
@@ -87,9 +117,9 @@ class CaptionedFolder:
         }
 
     def rows(self, shard: Shard) -> Iterator[Row | Skipped]:
-        """Stream the shard's files; the first shard also tells of bad lines of the metadata."""
+        """Stream the shard's files; the first shard also tells what is left out of the folder."""
         if shard.start == 0:
-            yield from self.bad_lines
+            yield from self.left_out
         open_file = partial(file_in, self.folder, max_bytes=self.max_document_bytes)
         for file in self.files[shard.start : shard.stop]:
             name = str(self.folder / file)

@@ -271,12 +271,13 @@ class ShardWriter:
                     writing.report.skip(row)
                     continue
                 try:
-                    row_id, documents = self.rows.documents(row)
-                    writing.check_new(row_id, excluded)
+                    made = self.rows.documents(row)
+                    writing.check_new(made.row_id, excluded)
                 except SkippedError as error:
                     writing.report.skip(Skipped(error.reason, row.name, error.detail))
                     continue
-                for document in documents:
+                writing.report.note_unread(made.unread)
+                for document in made.documents:
                     writing.add(document)
             if writing.rows:
                 writing.writer.done()

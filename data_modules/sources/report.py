@@ -1,5 +1,6 @@
 """The closing report of a source: what is in it, and what was left out and why."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rich.table import Table
@@ -23,6 +24,8 @@ class Report:
     """Number by reason."""
     examples: dict[str, list[str]] = field(default_factory=dict)
     """The first few of each reason, by name and detail."""
+    unread: dict[str, int] = field(default_factory=dict)
+    """Rows that have a key which is not read, by key."""
 
     def count(self, document: Document) -> None:
         """Count a document."""
@@ -38,12 +41,19 @@ class Report:
         if len(examples) < EXAMPLES:
             examples.append(f"{skipped.name}: {skipped.detail}" if skipped.detail else skipped.name)
 
+    def note_unread(self, keys: Sequence[str]) -> None:
+        """Count keys of a row that are not read."""
+        for key in keys:
+            self.unread[key] = self.unread.get(key, 0) + 1
+
     def add(self, other: "Report") -> None:
         """Add another report's counts."""
         self.documents += other.documents
         self.text_tokens += other.text_tokens
         self.vision_tokens += other.vision_tokens
         self.patches += other.patches
+        for key, number in other.unread.items():
+            self.unread[key] = self.unread.get(key, 0) + number
         for reason, number in other.skipped.items():
             self.skipped[reason] = self.skipped.get(reason, 0) + number
             examples = self.examples.setdefault(reason, [])
@@ -56,4 +66,11 @@ class Report:
             table.add_row(name.replace("_", " "), f"{getattr(self, name):,}")
         for reason, number in sorted(self.skipped.items()):
             table.add_row(f"skipped: {reason}", f"{number:,}, such as {self.examples[reason][0]}")
+        if self.unread:
+            counts = ", ".join(f"{key} ({number:,})" for key, number in sorted(self.unread.items()))
+            table.add_row("keys that are not read", counts)
+            table.caption = "source.reader.columns={image: img} reads img as an image"
+        if any(number > 1 for number in self.skipped.values()):
+            table.caption = f"{table.caption or ''}\nmore examples: {title}/source.json".strip()
+        table.caption_justify = "left"
         return table

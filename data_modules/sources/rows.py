@@ -38,6 +38,7 @@ KINDS: dict[str, Literal["picture", "video", "sound"]] = {
 }
 """What a row calls a medium, and what it is."""
 TEXT_KEYS = ("text", "caption")
+READ_KEYS = {"id", "messages", "tools", "parts", *KINDS, *TEXT_KEYS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,16 @@ class Skipped:
     name: str
     """Which one, with file and line where there are any."""
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a row is made into."""
+
+    row_id: str | None
+    documents: list[Document]
+    unread: list[str]
+    """Keys that mean nothing to us: a user should know, a misspelt ``image`` is lost with them."""
 
 
 class SkippedError(ValueError):
@@ -85,8 +96,8 @@ class RowReader:
     max_document_tokens: int | None
     sound: bool = False
 
-    def documents(self, row: Row) -> tuple[str | None, list[Document]]:
-        """Return a row's id, if it has any, and its documents.
+    def documents(self, row: Row) -> "Made":
+        """Return what a row is made into.
 
         Raises:
             SkippedError: if it has to be left out.
@@ -96,7 +107,8 @@ class RowReader:
         for document in made:
             self.check_length(document)
         row_id = values.get("id")
-        return None if row_id is None else str(row_id), made
+        unread = [key for key in values if key not in READ_KEYS]
+        return Made(None if row_id is None else str(row_id), made, unread)
 
     def made(self, values: Mapping[str, Any], row: Row) -> Iterator[Document]:
         """Yield the documents of a row's values."""
@@ -113,7 +125,7 @@ class RowReader:
             if media:
                 yield self.interleaved([*({k: v} for k, v in media.items()), {"text": text}], row)
             else:
-                yield text_document(checked_text(text), self.tokenizer)
+                yield text_document(some_text(text), self.tokenizer)
 
     def dialogue(self, values: Mapping[str, Any], row: Row) -> Iterator[Document]:
         """Yield a dialogue's samples, one for each user turn."""
@@ -198,6 +210,17 @@ def checked_text(value: Any) -> str:
     return value
 
 
+def some_text(value: Any) -> str:
+    """Return a text that is more than blanks.
+
+    Raises:
+        SkippedError: if it is not.
+    """
+    if not (text := checked_text(value)).strip():
+        raise SkippedError("no text", "there is nothing to predict")
+    return text
+
+
 def medium_bytes(value: Any, row: Row) -> bytes:
     """Return the encoded file of a medium."""
     if is_object(value):
@@ -211,6 +234,8 @@ def medium_bytes(value: Any, row: Row) -> bytes:
             return base64.b64decode(value.partition(",")[2], validate=True)
         except binascii.Error as error:
             raise SkippedError("data: URI is not base64", str(error)) from error
+    if value.startswith(("http://", "https://")):
+        raise SkippedError("URL", f"{value} is not fetched: want bytes, a path or a data: URI")
     return row.open_file(value)
 
 

@@ -65,6 +65,7 @@ class WebDataset:
     def rows(self, shard: Shard) -> Iterator[Row | Skipped]:
         """Stream a tar's rows; what lies behind a damaged place is lost, and said to be."""
         refused: list[Skipped] = []
+        keys: set[str] = set()
         for sample in group_by_keys(self.members(shard, refused), handler=repeated(refused)):
             yield from drained(refused)
             key = sample.pop("__key__")
@@ -73,6 +74,10 @@ class WebDataset:
             if all(is_refused):
                 continue
             name = f"{shard.path}, {key}"
+            if key in keys:
+                yield Skipped("duplicate key in a tar", name, "its files do not stand together")
+                continue
+            keys.add(key)
             if any(is_refused):
                 yield Skipped("incomplete", name, "one of its files was refused")
                 continue

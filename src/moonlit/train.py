@@ -88,7 +88,8 @@ def fit(cfg: DictConfig, run: Run, folder: RunFolder) -> None:
         run.trainer.validate(run.phase, datamodule=run.data, verbose=False)
     if run.trainer.is_global_zero:
         save_metrics(run.phase.held_out.metrics(), folder.path / "held_out.json")
-        console.print(held_out_table(run.phase.held_out, run.data.chance))
+        if run.data.held_out_names:
+            console.print(held_out_table(run.phase.held_out, run.data.chance))
         console.print(next_commands(folder.path, type(run.phase).__name__), soft_wrap=True)
         folder.finish(step=run.trainer.global_step, checkpoint=run.saved_at)
 
@@ -169,6 +170,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
     # What a phase logs is summed over ranks before it is logged.
     warnings.filterwarnings("ignore", message="It is recommended to use .*sync_dist=True")
+    # A corpus without held-out sets is no oversight: data.held_out names what is scored.
+    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
     # A machine with SLURM is no reason to use it; and a short run shows its last step anyway.
     warnings.filterwarnings("ignore", message="The `srun` command is available on your system")
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than")

@@ -200,3 +200,38 @@ def test_a_damaged_parquet_file_costs_its_own_rows(tmp_path: Path):
 def test_a_source_of_bad_rows_alone_is_refused_with_the_reasons(tmp_path: Path):
     with pytest.raises(ValueError, match=r"no document; left out: \{'missing key': 1\}"):
         from_lines(tmp_path, [{"no": json.dumps(1)}])
+
+
+def test_keys_that_mean_nothing_are_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    """Catches: `img` for `image`, which would silently make pictures texts."""
+    rows = [{"img": "a.jpg", "text": "one"}, {"img": "b.jpg", "text": "two", "id": 7}]
+    report = from_lines(tmp_path, [*rows, {"text": "three"}])
+    assert report["unread"] == {"img": 2}
+    told = capfd.readouterr().err
+    assert "img (2)" in told
+    assert "source.reader.columns={image: img}" in told
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"text": " "}, "no text"),
+        ({"image": "https://example.com/a.jpg", "text": "far"}, "URL"),
+    ],
+)
+def test_what_would_be_an_empty_document_or_a_fetch(
+    row: dict[str, str], reason: str, tmp_path: Path
+):
+    report = from_lines(tmp_path, [row, {"text": "near"}])
+    assert (report["documents"], report["skipped"]) == (1, {reason: 1})
+
+
+def test_a_key_that_comes_back_in_a_tar_is_left_out(tmp_path: Path):
+    file = tmp_path / "a.tar"
+    with tarfile.open(file, "w") as out:
+        for name in ("a.txt", "b.txt", "a.txt"):
+            member = tarfile.TarInfo(name)
+            member.size = 3
+            out.addfile(member, io.BytesIO(b"one"))
+    report = prepared(tmp_path / "out", WebDataset(files=str(file), columns={}, **LIMIT))
+    assert (report["documents"], report["skipped"]) == (2, {"duplicate key in a tar": 1})

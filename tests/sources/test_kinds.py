@@ -164,14 +164,22 @@ def test_a_folder_of_files_with_captions(tmp_path: Path):
     (photos / "a.txt").write_text("first")
     (photos / "deep" / "b.PNG").write_bytes(picture(50, "PNG"))
     (photos / "c.webp").write_bytes(picture(50, "WEBP"))
-    json_lines(photos / "metadata.jsonl", [{"file_name": "c.webp", "text": "third"}])
+    named = {"c.webp": "third", "gone.jpg": "lost", "../a.jpg": "outside"}
+    lines = [{"file_name": name, "text": text} for name, text in named.items()]
+    json_lines(photos / "metadata.jsonl", [*lines, lines[0] | {"text": "another"}])
+    (photos / "d.heic").write_bytes(b"?")
+    (photos / "orphan.txt").write_text("of nothing")
     reader = CaptionedFolder(folder=str(photos), files_per_shard=2, **LIMIT)
 
     report = prepared(tmp_path / "out", reader)
 
     assert texts_of(tmp_path / "out") == [framed(f"{IMAGE}first"), framed(f"{IMAGE}third")]
-    assert report["skipped"] == {"no caption": 1}
-    assert "b.PNG" in report["examples"]["no caption"][0]
+    told = {
+        "no caption": "b.PNG", "missing medium": "line 2", "unsafe path": "line 3",
+        "second caption": "line 4", "unknown kind": "d.heic", "caption without a medium": "orphan",
+    }  # fmt: skip
+    assert report["skipped"] == dict.fromkeys(told, 1)
+    assert all(words in report["examples"][reason][0] for reason, words in told.items())
 
 
 def test_lines_are_read_once_wherever_shards_are_cut(tmp_path: Path):
