@@ -1,4 +1,4 @@
-"""What ``make train`` promises, on three quarters of its steps: it learns to see, not blindly."""
+"""What ``make train`` promises, on half of its steps: it learns to see, not blindly."""
 
 import json
 import subprocess
@@ -12,10 +12,10 @@ MOONLIT = Path(sys.executable).with_name("moonlit")
 
 @pytest.fixture(scope="module")
 def scores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
-    """Held-out scores of the default run, 400 of its 520 steps."""
+    """Held-out scores of the default run, 260 of its 520 steps."""
     folder = tmp_path_factory.mktemp("default_run")
     words = ["train", f"run_dir={folder}/run", f"data.data_dir={folder}/data"]
-    words += ["trainer.max_steps=400", "trainer.val_check_interval=400"]
+    words += ["trainer.max_steps=260", "trainer.val_check_interval=260"]
     done = subprocess.run(
         [MOONLIT, *words], capture_output=True, text=True, timeout=1500, check=False
     )
@@ -27,7 +27,7 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
 
 @pytest.mark.slow
 def test_counting_is_learnt_and_needs_the_picture(scores: dict[str, float]):
-    assert scores["counting/accuracy"] > 0.7
+    assert scores["counting/accuracy"] > 0.6
     assert scores["counting_blind/accuracy"] < 0.4  # one of six is 17 %
     assert scores["counting_blind/nll_per_token"] > scores["counting/nll_per_token"] + 0.5
 
@@ -46,4 +46,4 @@ def test_shapes_begin_to_be_told_apart(scores: dict[str, float]):
 
 @pytest.mark.slow
 def test_text_is_learnt_beside_it(scores: dict[str, float]):
-    assert scores["docs/nll_per_token"] < 5.0  # a fresh model gives ln 2304 = 7.74
+    assert scores["docs/nll_per_token"] < 5.3  # a fresh model gives ln 2304 = 7.74
