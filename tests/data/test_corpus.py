@@ -20,7 +20,7 @@ from data_modules.components.corpus import (
     corpus_in,
     write_corpus,
 )
-from data_modules.components.document import Document, png
+from data_modules.components.document import INDEX_DTYPE, Document, png
 from data_modules.world.things import Thing, draw
 
 
@@ -187,6 +187,23 @@ def test_a_flipped_bit_is_noticed_and_named(tmp_path: Path):
     with pytest.raises(CorruptDocumentError, match=r"pictures/4: CRC-32 is"):
         corpus.read("pictures", 4)
     assert corpus.read("pictures", 3).num_patches == 80
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["input_ids", "loss_mask", "frames_per_item", "kinds", "bytes_per_frame", "frames"],
+)
+def test_every_field_of_a_record_is_checked(field: str):
+    """Catches: a damaged mask, which decodes and trains on what it should not."""
+    (document,) = picture(3)
+    record = document.record()
+    row = np.array(document.index_row(record), INDEX_DTYPE)[()]
+    assert Document.from_record(record, row).num_patches == 80
+
+    damaged = bytearray(bytes(record[field]))
+    damaged[0] ^= 1
+    with pytest.raises(ValueError, match="CRC-32 is"):
+        Document.from_record(record | {field: bytes(damaged)}, row)
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone"])

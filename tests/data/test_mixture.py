@@ -7,10 +7,16 @@ import numpy as np
 import pytest
 from test_plan import SIZES, synthetic
 
+from data_modules.components.document import INDEX_DTYPE
 from data_modules.components.mixture import Geometry, Stage, flat
 from data_modules.components.plan import Plan, plan_stages
-from data_modules.components.plan_checks import check_contract, epochs_needed, stages_fingerprint
-from data_modules.components.plan_report import report
+from data_modules.components.plan_checks import (
+    check_contract,
+    check_feasible,
+    epochs_needed,
+    stages_fingerprint,
+)
+from data_modules.components.plan_report import imbalance, report
 from data_modules.corpora import longest_run, scheduled
 
 SHORT, LONG = Geometry(row_tokens=97, rows_per_step=4), Geometry(row_tokens=388, rows_per_step=2)
@@ -152,6 +158,35 @@ def test_a_source_that_would_be_read_too_often_is_refused_with_the_numbers():
     assert epochs_needed(index, [stage()], longest + 1)["text"]["code"] > 3
 
 
+def documents(*tokens_and_vision: tuple[int, int]) -> np.ndarray:
+    """An index of documents of so many tokens and vision tokens."""
+    rows = np.zeros(len(tokens_and_vision), INDEX_DTYPE)
+    rows["num_tokens"], rows["num_vision_tokens"] = zip(*tokens_and_vision, strict=True)
+    return rows
+
+
+def test_each_kind_of_a_source_has_epochs_of_its_own_documents():
+    """Catches: text read over all of a source's tokens, its documents with media included."""
+    index = {"web": documents((10, 0), (10, 0), (10, 0), (20, 10))}
+    only = stage(
+        text={"web": 1.0}, vision={"web": 1.0}, share=0.25,
+        geometry=Geometry(row_tokens=40, rows_per_step=1),
+    )  # fmt: skip
+
+    # 120 tokens: 30 of vision in 60 of their documents, and 60 of text of the 30 there are.
+    assert epochs_needed(index, [only], 3) == {"text": {"web": 2.0}, "vision": {"web": 3.0}}
+
+
+def test_the_largest_share_counts_the_tokens_around_every_vision_token():
+    """Catches: a mean of the sources' densities, 3/8, where two and four tokens make it 2/6."""
+    index = {"words": documents((9, 0)), "a": documents((4, 2)), "b": documents((8, 2))}
+    settings = {"text": {"words": 1.0}, "vision": {"a": 0.5, "b": 0.5}}
+
+    check_feasible(index, [stage(share=0.33, **settings)])
+    with pytest.raises(ValueError, match=r"asks for 35\.0% vision tokens .* only 33\.3%"):
+        check_feasible(index, [stage(share=0.35, **settings)])
+
+
 def test_a_step_that_misses_its_share_is_refused_with_the_numbers():
     tokens = np.full(200, 1000)
     good = np.full(200, 100)
@@ -221,3 +256,11 @@ def test_the_report_counts_lengths_and_the_balance_of_ranks():
     assert counts.lengths_of_source["scenes"][2] <= 2 * max(SIZES) + 11
     columns = [str(column.header) for column in counts.tables()[0].columns]
     assert columns[:2] == ["source", "tokens"]
+
+
+def test_the_balance_is_that_of_the_rows_a_rank_is_given():
+    """Catches: ranks that are taken to own neighbouring rows."""
+    plan = planned([stage()], num_steps=1)
+    work = np.array([4.0, 0.0, 4.0, 0.0])
+    assert imbalance(work, plan, 2) == 2.0  # rank 0 has rows 0 and 2
+    assert imbalance(work[[0, 1, 3, 2]], plan, 2) == 1.0

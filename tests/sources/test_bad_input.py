@@ -172,6 +172,24 @@ def test_of_equal_ids_the_first_stays_in_whatever_process(tmp_path: Path):
     assert report["skipped"] == {"duplicate id": 14}
 
 
+def test_an_id_that_comes_back_in_its_own_shard_is_left_out(tmp_path: Path):
+    """Catches: ids that are compared with those of other shards alone."""
+    file = json_lines(tmp_path / "c.jsonl", [{"id": n % 2, "text": f"text {n}"} for n in range(5)])
+    report = prepared(tmp_path / "out", JSONLines(files=str(file), shard_bytes=1 << 20, **TABLE))
+    assert report["documents"] == 2
+    assert report["skipped"] == {"duplicate id": 3}
+
+
+def test_a_tar_that_is_gone_is_no_damaged_one(tmp_path: Path):
+    """Catches: a source that is written without the files that were listed."""
+    path = tar(tmp_path / "a.tar", GOOD)
+    reader = WebDataset(files=str(path), columns={}, **LIMIT)
+    (shard,) = reader.shards()
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"a\.tar"):
+        list(reader.rows(shard))
+
+
 def test_special_tokens_in_a_text_stay_characters(tmp_path: Path):
     text = "<|media_begin|>image<|media_content|><|media_pad|><|media_end|><|im_end|>[EOS]"
     chat = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]

@@ -4,12 +4,13 @@ import io
 import wave
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from files import LIMIT, picture, prepared, tar, video
 from PIL import Image
 
-from data_modules.components import media
+from data_modules.components import media, sound
 from data_modules.components.corpus import Corpus
 from data_modules.components.media import parts_of_file
 from data_modules.components.sound import HOP, MAX_COLUMNS, NUM_MELS, SAMPLE_RATE
@@ -79,6 +80,33 @@ def test_a_video_becomes_chunks_with_timestamps():
     assert brightness == pytest.approx([0, 80, 180, 255], abs=4)
 
 
+def turned(mp4: bytes) -> bytes:
+    """Let the track's header say that the frames are to be turned right, as a phone does."""
+    matrix = mp4.index(b"tkhd") + 4 + 40
+    quarter = [0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30]
+    return mp4[:matrix] + np.array(quarter, ">i4").tobytes() + mp4[matrix + 36 :]
+
+
+def test_a_video_is_turned_as_its_track_says():
+    """Catches: frames of a phone that was held upright lying on their side."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=4)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        pixels = np.full((48, 64, 3), 200, np.uint8)
+        pixels[:, :32] = 20
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+    (chunk,) = parts_of_file(MediaFile(turned(file.getvalue()), "video"), "film")
+
+    assert isinstance(chunk, VideoChunk)
+    upright = np.asarray(chunk.frames[0].convert("L")).astype(float)
+    assert upright.shape == (64, 48)
+    assert upright[:30].mean() < 60 < 150 < upright[34:].mean()  # what was left is above
+
+
 def test_a_video_that_says_more_frames_than_it_has_is_refused(monkeypatch: pytest.MonkeyPatch):
     data = video(9, fps=4)
     monkeypatch.setattr(media, "checked_length", lambda data, name: (30, 4.0))
@@ -132,3 +160,10 @@ def test_sounds_are_read_on_request_only_and_their_files_kept(tmp_path: Path):
 def test_what_is_no_sound_is_refused_by_name(data: bytes):
     with pytest.raises(ValueError, match="sound 'noise'"):
         parts_of_file(MediaFile(data, "sound"), "noise")
+
+
+def test_a_sound_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sound, "MAX_SECONDS", 1)
+    assert parts_of_file(MediaFile(tone(400.0, 0.9), "sound"), "tone")
+    with pytest.raises(ValueError, match="'tone' is longer than 1 s"):
+        parts_of_file(MediaFile(tone(400.0, 1.5), "sound"), "tone")

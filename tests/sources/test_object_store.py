@@ -45,7 +45,10 @@ def store(shared_store: tuple[Store, str]) -> Store:
     return shared_store[0]
 
 
-def opened(store: Store, folder: Path, **changes: Any) -> Corpus:
+def opened(
+    store: Store, folder: Path, x: str = "s3://corpora/letters", also: str | None = None,
+    **changes: Any,
+) -> Corpus:  # fmt: skip
     settings: dict[str, Any] = {
         "folder": str(folder),
         "max_bytes": 10**9,
@@ -54,7 +57,8 @@ def opened(store: Store, folder: Path, **changes: Any) -> Corpus:
         "first_pause_s": 0.02,
         "storage_options": store.options,
     }
-    return Corpus({"x": "s3://corpora/letters"}, CacheSettings(**settings | changes))
+    sources = {"x": x} | ({} if also is None else {"also": also})
+    return Corpus(sources, CacheSettings(**settings | changes))
 
 
 def ids_of(corpus: Corpus, numbers: Any = range(2 * NUM_CHUNKS)) -> list[bytes]:
@@ -156,3 +160,30 @@ def test_a_cache_without_room_for_one_chunk_is_refused(store: Store, tmp_path: P
         opened(store, tmp_path, max_bytes=100)
     with pytest.raises(ValueError, match=r"cache\.max_attempts=0"):
         opened(store, tmp_path, max_attempts=0)
+
+
+def test_sources_share_the_size_of_the_cache(local: Path, store: Store, tmp_path: Path):
+    """Catches: a limit that each source has to itself."""
+    store.upload(local, "corpora", "more")
+    size = max(path.stat().st_size for path in local.glob("chunk-*"))
+    corpus = opened(store, tmp_path, max_bytes=2 * size, also="s3://corpora/more")
+    for number in range(0, 2 * NUM_CHUNKS, 2):
+        corpus.read("x", number)
+        corpus.read("also", number)
+        assert sum(path.stat().st_size for path in chunks_in(tmp_path)) <= 2 * size
+
+
+def test_another_source_at_the_same_place_is_read_anew(local: Path, store: Store, tmp_path: Path):
+    """Catches: chunks of the source that stood there before."""
+    store.upload(local, "corpora", "moving")
+    before = opened(store, tmp_path / "cache", x="s3://corpora/moving").read("x", 0).input_ids
+
+    file = json_lines(tmp_path / "c.jsonl", [{"text": "another"}])
+    prepared(tmp_path / "out", JSONLines(files=str(file), shard_bytes=99, **TABLE))
+    store.upload(tmp_path / "out", "corpora", "moving")
+    corpus = opened(store, tmp_path / "cache", x="s3://corpora/moving")
+
+    assert len(corpus.index["x"]) == 1
+    after = corpus.read("x", 0).input_ids.tolist()
+    assert after == Corpus({"x": str(tmp_path / "out")}).read("x", 0).input_ids.tolist()
+    assert after != before.tolist()
