@@ -1,6 +1,8 @@
 """A rank that dies or never comes ends the run, and is named."""
 
+import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,6 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from lightning.fabric.plugins.environments import LightningEnvironment
+
+from moonlit.distributed.launcher import RankLauncher
 
 WAIT_FOR_EVER = """
 import time
@@ -45,6 +50,24 @@ def test_a_rank_that_waits_too_long_says_where_and_ends():
     place = "the step > DEP stage 1, patches to their encoders"
     assert f"rank 3 waited more than 0 s at {place}" in done.stderr
     assert "time.sleep(60)" in done.stderr or 'File "<string>", line 7' in done.stderr
+
+
+def launcher_of_two_nodes() -> None:
+    """On the second of two nodes of two ranks each, the started one is killed."""
+    os.environ["NODE_RANK"] = "1"
+    launcher = RankLauncher(LightningEnvironment(), 2, 2, overrides=())
+    launcher.procs = [subprocess.Popen(["sh", "-c", "kill -KILL $$"])]
+    launcher._watch()
+
+
+def test_a_killed_rank_is_named_as_the_whole_run_counts(capfd: pytest.CaptureFixture[str]):
+    """Catches: a rank counted on its own node, and a signal taken for a good end."""
+    fork = multiprocessing.get_context("fork")
+    process = fork.Process(target=launcher_of_two_nodes, daemon=True)
+    process.start()
+    process.join(timeout=50)
+    assert process.exitcode == 1
+    assert re.search(r"rank 3 \(process \d+\) was killed by SIGKILL", capfd.readouterr().err)
 
 
 @pytest.mark.slow

@@ -100,6 +100,16 @@ def test_a_step_is_shown_before_it_is_handed_out_and_none_is_lost():
     assert len(ahead) == 3
 
 
+def test_a_pass_that_was_broken_off_leaves_nothing_to_the_next_one():
+    """Catches: a step that was read ahead and is handed out first when another pass begins."""
+    rows = [step_rows(step) for step in range(3)]
+    ahead = LookAhead(rows, to_device=lambda step: step)
+    next(iter(ahead))
+    assert ahead.coming() is rows[1]
+
+    assert [id(step) for step in ahead] == [id(step) for step in rows]
+
+
 def test_pixels_tell_one_step_from_another():
     rows = step_rows(0)
     assert same_media(rows, list(rows))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from hydra import compose, initialize_config_dir
 from lightning import seed_everything
 from micro_run import fit, micro_model
@@ -146,6 +147,29 @@ def refused(path: Path) -> str:
 def test_a_checkpoint_that_cannot_be_written_is_named_on_every_rank(two_ranks: Ranks):
     answers = two_ranks(refused, Path("/proc/x.ckpt"))
     assert all("cannot write the checkpoint /proc/x.ckpt: " in answer for answer in answers)
+
+
+def broken_on_the_second_rank(path: Path) -> str:
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    write_data = dcp.FileSystemWriter.write_data
+    if torch.distributed.get_rank() == 1:
+        dcp.FileSystemWriter.write_data = full
+    try:
+        return refused(path)
+    finally:
+        dcp.FileSystemWriter.write_data = write_data
+
+
+def test_a_shard_that_is_not_written_leaves_the_older_checkpoint(two_ranks: Ranks, tmp_path: Path):
+    """Catches: a folder that gets its name although a rank has failed."""
+    path = tmp_path / "last.ckpt"
+    two_ranks(write, path, torch.ones(3))
+    (path / "older").write_text("")
+    answers = two_ranks(broken_on_the_second_rank, path)
+    assert all("while writing the checkpoint" in answer for answer in answers)
+    assert (path / "older").exists()
 
 
 def test_half_a_checkpoint_is_none(tmp_path: Path):

@@ -9,13 +9,15 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from moonlit.distributed.expert_parallel import shard_experts
 from moonlit.distributed.mesh import MeshSizes, ProcessMesh
 from moonlit.models.kimi import Kimi
-from moonlit.optim.matrix_shards import lengths_of_pieces, owners_by_cost
+from moonlit.optim import matrix_shards
+from moonlit.optim.matrix_shards import lengths_of_pieces, owners_by_cost, piece
 from moonlit.optim.muon_clip import MuonClip
 from moonlit.optim.qk_clip import LatentAttention
 
@@ -115,6 +117,47 @@ def test_five_steps_on_four_ranks_equal_one_process(four_ranks: Ranks, layout: d
 
 def test_a_sharded_state_that_was_saved_and_restored_goes_on_alike(two_ranks: Ranks):
     assert_equals_one_process(two_ranks(sharded_steps, {"dp_shard": 2}, restored_after=2))
+
+
+def steps_in_rounds(layout: dict[str, int]):
+    round_numel, matrix_shards.ROUND_NUMEL = matrix_shards.ROUND_NUMEL, 300
+    try:
+        return sharded_steps(layout)
+    finally:
+        matrix_shards.ROUND_NUMEL = round_numel
+
+
+def test_matrices_too_many_for_one_round_are_all_updated(two_ranks: Ranks):
+    """Catches: a round that takes the place of the one before it."""
+    assert_equals_one_process(two_ranks(steps_in_rounds, {"dp_shard": 2}))
+
+
+def steps_of_a_copy():
+    model = random_model(0)
+    optimizer = optimizer_of(model)
+    for number in range(NUM_STEPS):
+        logits = measured(number, torch.distributed.get_rank())
+        step(model, optimizer, random_model(number + 1), logits)
+    return weights_of(model), optimizer.clipped_heads
+
+
+def test_copies_are_clipped_by_what_any_rank_has_seen(two_ranks: Ranks):
+    """Catches: maxima that only sharded weights have in common."""
+    assert_equals_one_process(two_ranks(steps_of_a_copy))
+
+
+def cut_twice() -> str:
+    mesh = init_device_mesh("cpu", (2, 2))
+    weight = distribute_tensor(torch.ones(4, 6), mesh, [Shard(0), Shard(1)])
+    try:
+        piece(weight, weight, weight, (1, 4, 6), stacked=False)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_a_matrix_cut_along_two_axes_is_refused(four_ranks: Ranks):
+    assert all("cut along one axis" in said for said in four_ranks(cut_twice))
 
 
 def test_every_matrix_has_one_owner_and_the_costs_are_even():
