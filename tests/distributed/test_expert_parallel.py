@@ -20,7 +20,7 @@ needs_megablocks = pytest.mark.skipif(
     find_spec("megablocks") is None, reason="run `make megablocks`"
 )
 BACKENDS = ["reference", "grouped_mm", pytest.param("megablocks", marks=needs_megablocks)]
-LENGTHS = [11, 0, 5, 8]  # tokens by data-parallel rank: one has none
+LENGTHS = [11, 5, 0, 8]  # tokens by data-parallel rank: one has none
 SHAPE = DecoderShape(
     vocab_size=8, media_pad_id=7, num_layers=1, num_dense_layers=0, model_width=8, dense_width=8,
     num_experts=4, top_k=2, num_shared_experts=1, expert_width=12, routed_scale=1.3, num_heads=1,

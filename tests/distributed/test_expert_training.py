@@ -48,7 +48,7 @@ def assert_equals_one_process(outcomes: list[Outcome]) -> None:
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_two_ranks_of_experts_train_as_one_process_does(two_ranks: Ranks, recompute: bool):
-    """Catches: loads counted twice (the bias moves otherwise), gradients of the wrong size."""
+    """Catches: loads that are not summed over ranks, gradients of the wrong size."""
     phase = with_muon_clip(recompute=recompute)
     assert_equals_one_process(two_ranks(train, {"ep_size": 2}, phase=phase, num_ranks=2))
 
