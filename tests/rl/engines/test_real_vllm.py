@@ -171,18 +171,21 @@ def test_held_requests_go_on_with_the_new_weights(started: Started):
     old, new = drawn(1), drawn(2)
     before = started.sync(old)
     engine, after = started.engine, next(VERSIONS)
-    requests = prompts(started, new=150)
+    requests = prompts(started, new=400)
 
     async def talk() -> list[Completion]:
+        began_at = engine.num_sampled_tokens
         asked = [asyncio.create_task(engine.generate(request)) for request in requests]
-        await asyncio.sleep(1.5)
-        await engine.pause()
+        while engine.num_sampled_tokens < began_at + 10 * len(requests):  # told at a pause only
+            await engine.resume()
+            await asyncio.sleep(0.3)
+            await engine.pause()
         await engine.update_weights(new, after)
         await engine.resume()
         return list(await asyncio.gather(*asked))
 
     for request, completion in zip(requests, asyncio.run(talk()), strict=True):
-        assert len(completion.token_ids) == 150
+        assert len(completion.token_ids) == 400
         assert completion.policy_versions == sorted(completion.policy_versions)
         assert set(completion.policy_versions) == {before, after}
         begin = completion.policy_versions.index(after)

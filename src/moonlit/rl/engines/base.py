@@ -66,7 +66,8 @@ class Completion:
     """Of the distribution that was sampled from: bans, temperature and top-p applied [nats]."""
     untempered_logprobs: list[float] = field(default_factory=list)
     """Of the model's own softmax: what the training forward gives at temperature 1 [nats].
-    Equal to ``behavior_logprobs`` at temperature 1 and top-p 1, but for the mass of banned ids."""
+    Equal to ``behavior_logprobs`` at temperature 1 and top-p 1, but for the mass of banned ids. A
+    vLLM server tells no more: there it is empty at other settings, greedy ones excepted."""
     policy_versions: list[int] = field(default_factory=list)
     """Version of the weights that sampled each token."""
     stop_reason: StopReason = "stop"

@@ -30,6 +30,9 @@ from moonlit.rl.engines.vllm_weights import (
 
 log = logging.getLogger(__name__)
 
+MAX_TRIES = 3
+"""How often a server may be lost while it is given its weights."""
+
 
 @dataclass(frozen=True, slots=True)
 class Kept:
@@ -190,26 +193,31 @@ class Fleet:
 
     async def bring_up(self, server: VllmServer) -> None:
         """Wait for a server, give it the weights, and let it prove that it has them."""
-        assert self.store is not None
         assert self.kept is not None
-        kept, deadline = self.kept, time.monotonic() + self.start_timeout_s
-        while True:
-            await self.await_server(server, deadline)
-            try:
-                await self.store.into(server)
-                gap = await server.gap(kept.probe, kept.trained, kept.label)
-                break
-            except ServerDownError as error:
-                if time.monotonic() > deadline:
-                    raise
-                log.warning("%s: it is given its weights again", error)
-                await asyncio.sleep(RETRY_S)
+        kept = self.kept
+        gap = await self.given(server, kept)
         if not gap <= self.max_logprob_gap:
             raise WeightSyncError(
                 f"{server}: after the sync to weights {kept.label} the probe's log-probs differ by"
                 f" {gap:.3g} between trainer and server: at most {self.max_logprob_gap} is allowed"
             )
         server.known_label, server.life = kept.label, server.life + 1
+
+    async def given(self, server: VllmServer, kept: Kept) -> float:
+        """Give a server the weights, wherever it is in its life; return its gap on the probe."""
+        assert self.store is not None
+        num_lost = 0
+        while True:
+            await self.await_server(server, time.monotonic() + self.start_timeout_s)
+            try:
+                await self.store.into(server)
+                return await server.gap(kept.probe, kept.trained, kept.label)
+            except ServerDownError as error:
+                num_lost += 1
+                if num_lost == MAX_TRIES:
+                    raise
+                log.warning("%s: it is given its weights again", error)
+                await asyncio.sleep(RETRY_S)
 
     # Their lives
 

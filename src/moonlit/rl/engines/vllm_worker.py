@@ -104,11 +104,17 @@ def pack_experts_again(model: nn.Module) -> None:
 class WeightReceiver:
     """Becomes a base of vLLM's worker; what it adds is called through ``/collective_rpc``."""
 
-    def reload_released(self, folder: str) -> None:
-        """Load all weights from a folder in the released layout."""
+    def reload_released(self, folder: str, label: str) -> None:
+        """Load all weights from a folder in the released layout; ``label`` names them."""
         worker: Any = self
+        worker.released_label = None
         worker.reload_weights(weights_path=folder)
         pack_experts_again(worker.get_model())
+        worker.released_label = label
+
+    def loaded_label(self) -> str | None:
+        """Return the name of what was loaded so; None: nothing was."""
+        return getattr(self, "released_label", None)
 
 
 WeightTransferEngineFactory.register_engine(BACKEND, FetchedWeights)
