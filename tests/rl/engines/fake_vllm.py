@@ -42,6 +42,7 @@ class FakeVllm:
         self.errors_to_come = 0
         self.dies_after_tokens: int | None = None
         self.is_stale = False
+        self.cannot_fetch = False
         self.told_label: str | None = None
         self.tells_raw_logprobs = False
         self.ends_with: str | None = None
@@ -133,6 +134,8 @@ class FakeVllm:
 
     async def update_weights(self, request: web.Request) -> web.Response:
         where = (await request.json())["update_info"]
+        if self.cannot_fetch:
+            return web.json_response({"error": {"message": "no route to trainer"}}, status=500)
         tensors: dict[str, torch.Tensor] = {}
         async with aiohttp.ClientSession(headers=where["headers"]) as client:
             for url in where["urls"]:

@@ -20,7 +20,7 @@ from moonlit.rl.engines.vllm import VllmEngine
 from moonlit.rl.engines.vllm_fleet import Fleet
 from moonlit.rl.engines.vllm_follower import Follower
 from moonlit.rl.engines.vllm_server import UPDATE
-from moonlit.rl.engines.wire import SECRET
+from moonlit.rl.engines.wire import SECRET, SECRET_HEADER
 from tests.models.shapes import DECODER, MEDIA_PAD_ID, tiny_model
 from tests.rl.engines.asking import ask, assert_sampled_from, pictures, text
 from tests.rl.engines.fake_vllm import RunningFake, free_port
@@ -239,6 +239,35 @@ def test_nonsense_is_named(bench: Bench, fault: dict[str, Any], message: str):
         setattr(server.fake, name, value)
     with pytest.raises(EngineServerError, match=f"{server.fake.address} {message}"):
         run(engine, ask(text(5)))
+
+
+def test_a_server_that_cannot_fetch_is_named(bench: Bench):
+    server = bench.server(cannot_fetch=True)
+    with pytest.raises(EngineServerError, match=f"{server.fake.address}.*no route to trainer"):
+        bench.engine(tiny_model(), server)
+    assert server.fake.calls.count(UPDATE[2]) == 3
+    assert server.fake.calls[-1] == "/resume"  # it is not left held
+
+
+def test_weights_are_given_to_those_of_the_job_only(bench: Bench):
+    engine = bench.engine(tiny_model(), bench.server())
+    assert isinstance(engine.keeper, Fleet)
+    store = engine.keeper.store
+    assert isinstance(store, vllm_weights.ServedWeights)
+
+    async def status(path: str, secret: str) -> int:
+        headers = {SECRET_HEADER: secret}
+        async with engine.client().get(
+            f"http://127.0.0.1:{store.port}/{path}", headers=headers
+        ) as answer:
+            return answer.status
+
+    paths = [
+        (f"{store.label}/0", "of this job"),
+        (f"{store.label}/0", "x"),
+        ("2-old/0", store.secret),
+    ]
+    assert [engine.thread.run(status(*path)) for path in paths] == [200, 403, 404]
 
 
 # Servers without an update interface
