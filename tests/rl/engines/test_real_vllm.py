@@ -235,6 +235,7 @@ def test_rl_iterations_sample_on_the_server(started: Started, rollouts: dict[str
         command=None,
         folder=None,
         tokenizer="embedded",
+        precision="32-true",
         max_logprob_gap=1e-4,
         start_timeout_s=60.0,
         watch_s=0.0,

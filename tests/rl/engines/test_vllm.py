@@ -56,6 +56,7 @@ class Bench:
                 "folder": None,
                 "tokenizer": "embedded",
                 "normalises": True,
+                "precision": "32-true",
                 "max_logprob_gap": 1e-4,
                 "start_timeout_s": 5.0,
                 "request_timeout_s": 30.0,

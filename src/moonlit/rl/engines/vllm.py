@@ -19,8 +19,9 @@ from torch import nn
 
 from moonlit.chat.tokenizer import Tokenizer
 from moonlit.models.kimi import Kimi
+from moonlit.models.mixed_precision import autocast_of
 from moonlit.rl.engines.base import Completion, Request
-from moonlit.rl.engines.native import media_ids
+from moonlit.rl.engines.native import MAX_LOGPROB_GAP, MAX_LOGPROB_GAP_16, media_ids
 from moonlit.rl.engines.prompt import require_fit
 from moonlit.rl.engines.remote import RETRY_S
 from moonlit.rl.engines.sync import Probe, probe_logprobs
@@ -45,6 +46,7 @@ class VllmEngine:
         keeper: knows whether a server has the trainer's weights.
         normalises: whether the servers take raw pixels, as vLLM does by default.
         request_timeout_s: how long one may take over one answer [s].
+        precision: the trainer's, by Lightning's name: of the probe's log-probs.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class VllmEngine:
         keeper: Fleet | Follower,
         normalises: bool,
         request_timeout_s: float,
+        precision: str = "32-true",
     ) -> None:
         if not servers or not all(servers):
             raise ValueError(f"engine.servers={list(servers)}: want at least one HOST:PORT")
@@ -72,7 +75,7 @@ class VllmEngine:
             for server in servers
         ]
         self.server = self.servers[place % len(servers)]
-        self.keeper = keeper
+        self.keeper, self.precision = keeper, precision
         self.version = -1
         self.num_sampled = 0
         self.in_flight: dict[str, asyncio.Future[Answer]] = {}
@@ -93,7 +96,8 @@ class VllmEngine:
         folder: str | None,
         tokenizer: str,
         normalises: bool,
-        max_logprob_gap: float,
+        precision: str,
+        max_logprob_gap: float | None,
         start_timeout_s: float,
         request_timeout_s: float,
         watch_s: float,
@@ -109,7 +113,9 @@ class VllmEngine:
                 output of the servers started here.
             tokenizer: as ``tokenizer=`` says, for the folder.
             normalises: whether the servers take raw pixels.
-            max_logprob_gap: largest difference on the probe that a sync may leave [nats].
+            precision: the trainer's, by Lightning's name.
+            max_logprob_gap: largest difference on the probe that a sync may leave [nats]; None:
+                0.02, or 0.2 where the trainer computes in 16 bits (our defaults).
             start_timeout_s: how long a server may take to start, and to come back [s].
             request_timeout_s: how long one may take over one answer [s].
             watch_s: between two looks at each server [s].
@@ -120,6 +126,9 @@ class VllmEngine:
             WeightSyncError: if one does not compute the trainer's policy.
         """
         rank = dist.get_rank() if dist.is_initialized() else 0
+        if max_logprob_gap is None:
+            in_16_bits = precision.startswith(("16", "bf16"))
+            max_logprob_gap = MAX_LOGPROB_GAP_16 if in_16_bits else MAX_LOGPROB_GAP
         keeper: Fleet | Follower = Follower(start_timeout_s)
         if rank == 0:
             keeper = Fleet(
@@ -137,6 +146,7 @@ class VllmEngine:
             place=rank,
             keeper=keeper,
             normalises=normalises,
+            precision=precision,
             request_timeout_s=request_timeout_s,
         )
         try:
@@ -229,7 +239,8 @@ class VllmEngine:
         was_open = self.is_open.is_set()
         await self.pause()
         try:
-            trained = probe_logprobs(module, self.probe)
+            with autocast_of(self.precision, next(module.parameters()).device):
+                trained = probe_logprobs(module, self.probe)
             label = f"{version}-{self.run_name}"
             sync = self.keeper.prepared(module, label, self.probe, trained)
             self.version = version
