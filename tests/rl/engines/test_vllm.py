@@ -271,6 +271,17 @@ def test_weights_are_given_to_those_of_the_job_only(bench: Bench):
     assert [engine.thread.run(status(*path)) for path in paths] == [200, 403, 404]
 
 
+def test_the_probe_is_computed_in_the_trainers_precision(bench: Bench):
+    """16 bits leave more than float32, and are allowed more."""
+    shape = replace(DECODER, model_width=32, expert_width=16)  # what bf16's grouped_mm can take
+    torch.manual_seed(0)
+    model, server = Kimi(decoder=shape, vision=None), bench.server()
+    server.fake.model = Kimi(decoder=shape, vision=None)
+    with pytest.raises(WeightSyncError, match="at most 1e-05"):
+        bench.engine(model, server, precision="bf16-mixed", max_logprob_gap=1e-5)
+    bench.engine(model, server, precision="bf16-mixed", max_logprob_gap=None)
+
+
 # Servers without an update interface
 
 

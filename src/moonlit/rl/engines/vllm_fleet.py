@@ -253,7 +253,7 @@ class Fleet:
         try:
             if await server.label() == self.label:
                 return
-        except ServerDownError as error:
+        except (EngineServerError, ValueError) as error:
             log.warning("%s", error)
         try:
             await self.recover(server, server.life)
