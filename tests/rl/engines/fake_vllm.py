@@ -17,8 +17,8 @@ from moonlit.batch import PackedMedia
 from moonlit.hub.shards import INDEX_FILE
 from moonlit.rl.engines.prompt import Prompt
 from moonlit.rl.engines.sync import trainer_logprobs
-from moonlit.rl.engines.vllm_server import GENERATE, UPDATE
-from moonlit.rl.engines.vllm_weights import layout_of
+from moonlit.rl.engines.vllm.server import GENERATE, UPDATE
+from moonlit.rl.engines.vllm.weights import layout_of
 from moonlit.rl.loop_thread import LoopThread
 from tests.models.shapes import MEDIA_PAD_ID, packed, tiny_model
 

@@ -15,12 +15,12 @@ from torch import nn
 from moonlit.chat.tokenizer import Tokenizer
 from moonlit.hub.writer import save_released
 from moonlit.models.kimi import Kimi
-from moonlit.rl.engines import vllm_weights
 from moonlit.rl.engines.base import Completion, Request
 from moonlit.rl.engines.sync import Probe, WeightSyncError, probe_logprobs
-from moonlit.rl.engines.vllm import VllmEngine
-from moonlit.rl.engines.vllm_fleet import Fleet
-from moonlit.rl.engines.vllm_server import SHORT_S, VllmServer
+from moonlit.rl.engines.vllm import weights as vllm_weights
+from moonlit.rl.engines.vllm.engine import VllmEngine
+from moonlit.rl.engines.vllm.fleet import Fleet
+from moonlit.rl.engines.vllm.server import SHORT_S, VllmServer
 from moonlit.rl.engines.wire import SECRET
 from tests.hub.tiny_release import DECODER, ENCODER
 from tests.phases.policy_run import make_phase, run
@@ -55,7 +55,7 @@ ARGUMENTS = [
     "--enable-prompt-tokens-details",
     "--max-num-seqs=8",
     "--distributed-executor-backend=uni",  # one process less to start
-    "--worker-extension-cls=moonlit.rl.engines.vllm_worker.WeightReceiver",
+    "--worker-extension-cls=moonlit.rl.engines.vllm.worker.WeightReceiver",
     '--weight-transfer-config={"backend": "moonlit"}',
 ]
 SETTINGS = {"normalises": True, "request_timeout_s": 600.0}

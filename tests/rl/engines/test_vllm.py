@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from moonlit.models.kimi import Kimi
-from moonlit.rl.engines import vllm_weights
 from moonlit.rl.engines.base import Completion, Request
 from moonlit.rl.engines.remote import EngineServerError
 from moonlit.rl.engines.sync import WeightSyncError
-from moonlit.rl.engines.vllm import VllmEngine
-from moonlit.rl.engines.vllm_fleet import Fleet
-from moonlit.rl.engines.vllm_follower import Follower
-from moonlit.rl.engines.vllm_server import UPDATE
+from moonlit.rl.engines.vllm import weights as vllm_weights
+from moonlit.rl.engines.vllm.engine import VllmEngine
+from moonlit.rl.engines.vllm.fleet import Fleet
+from moonlit.rl.engines.vllm.follower import Follower
+from moonlit.rl.engines.vllm.server import UPDATE
 from moonlit.rl.engines.wire import SECRET, SECRET_HEADER
 from tests.models.shapes import DECODER, MEDIA_PAD_ID, tiny_model
 from tests.rl.engines.asking import ask, assert_sampled_from, pictures, text
@@ -29,8 +29,8 @@ from tests.rl.engines.fake_vllm import RunningFake, free_port
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SECRET, "of this job")
-    for module in ("vllm", "vllm_fleet", "vllm_follower"):
-        monkeypatch.setattr(f"moonlit.rl.engines.{module}.RETRY_S", 0.05)
+    for module in ("engine", "fleet", "follower"):
+        monkeypatch.setattr(f"moonlit.rl.engines.vllm.{module}.RETRY_S", 0.05)
 
 
 class Bench:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from moonlit.rl.engines.base import Completion, Request
 from moonlit.rl.engines.prompt import Prompt
 from moonlit.rl.engines.remote import EngineServerError
-from moonlit.rl.engines.vllm_server import ServerDownError
-from moonlit.rl.engines.vllm_wire import Answer, generate_body
+from moonlit.rl.engines.vllm.server import ServerDownError
+from moonlit.rl.engines.vllm.wire import Answer, generate_body
 
 if TYPE_CHECKING:
-    from moonlit.rl.engines.vllm import VllmEngine
+    from moonlit.rl.engines.vllm.engine import VllmEngine
 
 MAX_TRIES = 3
 """How often a request may lose its server without a token in between."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from moonlit.rl.engines.prompt import Prompt
 from moonlit.rl.engines.remote import EngineServerError
 from moonlit.rl.engines.sync import Probe
-from moonlit.rl.engines.vllm_wire import (
+from moonlit.rl.engines.vllm.wire import (
     Answer,
     WireError,
     read_answer,

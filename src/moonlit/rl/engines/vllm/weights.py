@@ -18,7 +18,7 @@ from moonlit.hub.released_layout import ReleasedTensor, released_tensors
 from moonlit.hub.writer import save_released
 from moonlit.models.kimi import Kimi
 from moonlit.rl.engines.sync import whole
-from moonlit.rl.engines.vllm_server import VllmServer
+from moonlit.rl.engines.vllm.server import VllmServer
 from moonlit.rl.engines.wire import MAX_PART_BYTES, SECRET_HEADER
 
 

@@ -25,11 +25,11 @@ from moonlit.rl.engines.native import MAX_LOGPROB_GAP, MAX_LOGPROB_GAP_16, media
 from moonlit.rl.engines.prompt import require_fit
 from moonlit.rl.engines.remote import RETRY_S
 from moonlit.rl.engines.sync import Probe, probe_logprobs
-from moonlit.rl.engines.vllm_answering import Answering
-from moonlit.rl.engines.vllm_fleet import Fleet
-from moonlit.rl.engines.vllm_follower import Follower
-from moonlit.rl.engines.vllm_server import ServerDownError, VllmServer
-from moonlit.rl.engines.vllm_wire import Answer
+from moonlit.rl.engines.vllm.answering import Answering
+from moonlit.rl.engines.vllm.fleet import Fleet
+from moonlit.rl.engines.vllm.follower import Follower
+from moonlit.rl.engines.vllm.server import ServerDownError, VllmServer
+from moonlit.rl.engines.vllm.wire import Answer
 from moonlit.rl.engines.wire import secret
 from moonlit.rl.loop_thread import LoopThread
 

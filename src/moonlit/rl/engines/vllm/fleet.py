@@ -20,9 +20,9 @@ from moonlit.chat.tokenizer import Tokenizer
 from moonlit.models.kimi import Kimi
 from moonlit.rl.engines.remote import RETRY_S, EngineServerError
 from moonlit.rl.engines.sync import Probe, WeightSyncError
-from moonlit.rl.engines.vllm_process import ServerProcess
-from moonlit.rl.engines.vllm_server import UPDATE, ServerDownError, VllmServer
-from moonlit.rl.engines.vllm_weights import (
+from moonlit.rl.engines.vllm.process import ServerProcess
+from moonlit.rl.engines.vllm.server import UPDATE, ServerDownError, VllmServer
+from moonlit.rl.engines.vllm.weights import (
     ServedWeights,
     WrittenWeights,
     is_local,

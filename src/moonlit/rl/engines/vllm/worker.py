@@ -1,6 +1,6 @@
 """Inside a vLLM server: takes a trainer's weights over HTTP, layer by layer.
 
-Started with ``--worker-extension-cls moonlit.rl.engines.vllm_worker.WeightReceiver`` and
+Started with ``--worker-extension-cls moonlit.rl.engines.vllm.worker.WeightReceiver`` and
 ``--weight-transfer-config '{"backend": "moonlit"}'``; imported nowhere else, for it needs vLLM. Its
 environment needs this file and the two empty packages above it on ``PYTHONPATH``, no more of
 moonlit.

@@ -11,8 +11,8 @@ from torch import Tensor
 from moonlit.models.kimi import Kimi
 from moonlit.rl.engines.remote import RETRY_S, EngineServerError
 from moonlit.rl.engines.sync import Probe
-from moonlit.rl.engines.vllm_server import ServerDownError, VllmServer
-from moonlit.rl.engines.vllm_weights import gather_all
+from moonlit.rl.engines.vllm.server import ServerDownError, VllmServer
+from moonlit.rl.engines.vllm.weights import gather_all
 
 
 class Follower:

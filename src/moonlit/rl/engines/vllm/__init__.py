@@ -1,0 +1,1 @@
+"""vLLM servers as an engine: they sample, and take their weights from the trainer."""
