@@ -64,6 +64,11 @@ def test_an_environment_is_swapped_by_name(environment: str, tmp_path: Path):
         ["+phase.environment.caps.tokens.counting=8", "phase.environment.caps.penalty=0.5"],
         ["+phase.rollouts.final_temperature=0.5", "phase.reset_optimizer=true"],
         ["+context@phase.rollouts.context=summary"],
+        ["task_order@phase.task_order=prioritised"],
+        ["task_order@phase.task_order=curriculum"],
+        ["length_rule@phase.length_rule=length_reward"],
+        ["length_rule@phase.length_rule=shuffled"],
+        ["length_rule@phase.length_rule=hard_cap", "phase.length_rule.max_tokens=8"],
     ],
 )
 def test_options_of_reinforcement_learning_compose(chosen: list[str], tmp_path: Path):

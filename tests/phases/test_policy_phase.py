@@ -6,14 +6,14 @@ import pytest
 from lightning import Callback
 from policy_run import make_phase, run, weights_of
 
-from moonlit.rl.length_rules import NoRule
+from moonlit.rl.length_rules import NoRule, alone
 from moonlit.rl.rollout_settings import RolloutSettings
 
 
 class Opposite(NoRule):
     """Pays for what was not to be paid."""
 
-    def apply(self, groups):
+    def apply(self, groups, over_ranks=alone):
         for one in (one for group in groups for one in group.trajectories):
             one.reward = 1 - one.rewards["even"]
         return {}

@@ -325,8 +325,8 @@ def test_the_test_environment_is_an_environment():
 def test_ranks_that_stopped_at_unlike_places_leave_no_gap():
     """Rank 0 had begun all even numbers below 10, rank 1 the odd ones below 5."""
     states = [
-        {"next_number": 10, "unfinished": [2], "version": 4},
-        {"next_number": 5, "unfinished": [], "version": 4},
+        {"next_number": 10, "unfinished": {2: 2}, "version": 4, "task_order": {}},
+        {"next_number": 5, "unfinished": {}, "version": 4, "task_order": {}},
     ]
     one = make()
     one.load_state_dicts(states)

@@ -44,6 +44,13 @@ def test_budgets_are_a_percentile_of_correct_lengths_by_kind_and_stay():
     assert toggle.budgets == {"counting": 4.0}
 
 
+def test_ranks_measure_together():
+    """Catches: budgets of their own on every rank, of which a checkpoint keeps the first's only."""
+    toggle = Toggle(**SETTINGS)
+    toggle.apply([group((1.0, 2))], lambda mine: [mine, {"counting": [10], "ocr": [7]}])
+    assert toggle.budgets == {"counting": 6.0, "ocr": 7.0}
+
+
 def test_phases_alternate_and_only_the_first_constrains():
     toggle = Toggle(**SETTINGS)
     toggle.apply([group((1.0, 4))])
@@ -147,3 +154,14 @@ def test_a_penalty_is_not_lifted_for_being_too_long():
         some = group((1.0, 2), (1.0, 2), (-0.1, 90))
         rule.apply([some])
         assert rewards(some) == [1.0, 1.0, -0.1]
+
+
+def test_kinds_are_told_apart_by_how_hard_they_are():
+    """Lengths 2 and 8 share an environment; a budget of both would cut the longer ones."""
+    easy, hard = group((1.0, 2), (1.0, 2)), group((1.0, 8), (1.0, 8))
+    easy.task.tags["difficulty"], hard.task.tags["difficulty"] = "1", "9"
+    toggle = Toggle(**SETTINGS)
+    toggle.apply([easy, hard])
+    toggle.apply([easy, hard])
+    assert toggle.budgets == {"counting_1": 2.0, "counting_9": 8.0}
+    assert rewards(hard) == [1.0, 1.0]

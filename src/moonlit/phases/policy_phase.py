@@ -32,6 +32,7 @@ from moonlit.rl.length_rules import LengthRule
 from moonlit.rl.packing import pack, trained_segments
 from moonlit.rl.rollout_manager import RolloutManager
 from moonlit.rl.rollout_settings import RolloutSettings
+from moonlit.rl.task_order import InOrder, TaskOrder
 
 
 class PolicyPhase(PhaseModule):
@@ -46,6 +47,7 @@ class PolicyPhase(PhaseModule):
         build_engine: makes the engine from the model and ``version=``.
         rollouts: how many answers, and how.
         length_rule: what length does to rewards.
+        task_order: which task comes next; None: one after another.
         normalise_advantages: divide by the group's deviation, as GRPO does and K2.5 does not.
         group_judge: compares the answers of a group, on top of the environment's rewards.
         reset_optimizer: forget the optimizer's state after each iteration, as k1.5 does.
@@ -68,12 +70,14 @@ class PolicyPhase(PhaseModule):
         normalise_advantages: bool,
         reset_optimizer: bool,
         group_judge: GroupJudge | None = None,
+        task_order: TaskOrder | None = None,
         ptx_coef: float = 0.0,
         **step: Any,
     ) -> None:
         super().__init__(**step)
         self.objective, self.environment, self.group_judge = objective, environment, group_judge
         self.build_engine, self.rollouts, self.length_rule = build_engine, rollouts, length_rule
+        self.task_order = task_order or InOrder()
         self.normalise_advantages, self.reset_optimizer = normalise_advantages, reset_optimizer
         if not 0 <= ptx_coef < float("inf"):
             raise ValueError(f"phase.ptx_coef={ptx_coef}: want at least 0, and finite")
@@ -94,7 +98,7 @@ class PolicyPhase(PhaseModule):
         with timed(seconds, "rollout"):
             self.last_groups = self.collect()
         earned = self.mean_earned()  # before a length rule changes it
-        told = self.length_rule.apply(self.last_groups) | {"rl/earned_mean": earned}
+        told = self.length_rule.apply(self.last_groups, gathered) | {"rl/earned_mean": earned}
         with timed(seconds, "train"):
             for rows in self.updates(self.last_groups):
                 rows += self.kept_rows(rows)
@@ -117,7 +121,10 @@ class PolicyPhase(PhaseModule):
         """Return this rank's groups of the iteration."""
         manager = self.require_manager()
         manager.policy = replace(manager.policy, temperature=self.temperature)
-        return manager.collect(self.share(self.rollouts.groups_per_iteration))
+        groups = manager.collect(self.share(self.rollouts.groups_per_iteration))
+        outcomes = gathered(manager.take_outcomes())
+        self.task_order.learn(sorted(outcome for rank in outcomes for outcome in rank))
+        return groups
 
     def updates(self, groups: Sequence[Group]) -> Iterator[list[PackedBatch]]:
         """Deal the groups out to optimizer steps, as many rows to each on every rank."""
@@ -239,6 +246,7 @@ class PolicyPhase(PhaseModule):
         rank, num_ranks = self.data_parallel_place()
         self.manager = RolloutManager(
             task_of=data.task,
+            task_order=self.task_order,
             environment=self.environment,
             group_judge=self.group_judge,
             policy=policy,

@@ -1,18 +1,26 @@
 """How the length of answers enters their rewards: rules over whole groups, and a control."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from moonlit.batch import Group
+
+OverRanks = Callable[[Any], list[Any]]
+"""From this rank's value to the values of all ranks, in order."""
+
+
+def alone(value: Any) -> list[Any]:
+    """Return the value of the only rank."""
+    return [value]
 
 
 @runtime_checkable
 class LengthRule(Protocol):
     """Changes the rewards of an iteration's groups in place."""
 
-    def apply(self, groups: Sequence[Group]) -> dict[str, float]:
-        """Rewrite ``trajectory.reward``; return what is worth logging, by name."""
+    def apply(self, groups: Sequence[Group], over_ranks: OverRanks = alone) -> dict[str, float]:
+        """Rewrite ``trajectory.reward`` of a rank's groups; return what is worth logging."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -27,7 +35,7 @@ class LengthRule(Protocol):
 class NoRule:
     """Length does not matter."""
 
-    def apply(self, groups: Sequence[Group]) -> dict[str, float]:
+    def apply(self, groups: Sequence[Group], over_ranks: OverRanks = alone) -> dict[str, float]:
         """Change nothing."""
         return {}
 
@@ -49,7 +57,7 @@ class ShuffledRewards(NoRule):
     def __init__(self, *, seed: int) -> None:
         self.random = random.Random(seed)
 
-    def apply(self, groups: Sequence[Group]) -> dict[str, float]:
+    def apply(self, groups: Sequence[Group], over_ranks: OverRanks = alone) -> dict[str, float]:
         """Shuffle the rewards within each group."""
         for group in groups:
             some = [one for one in group.trajectories if one.error is None]
@@ -72,7 +80,7 @@ class HardCap(NoRule):
             raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
         self.max_tokens = max_tokens
 
-    def apply(self, groups: Sequence[Group]) -> dict[str, float]:
+    def apply(self, groups: Sequence[Group], over_ranks: OverRanks = alone) -> dict[str, float]:
         """Take the reward of longer answers."""
         judged = [one for group in groups for one in group.trajectories if one.error is None]
         longer = [one for one in judged if one.num_tokens > self.max_tokens]
@@ -97,7 +105,7 @@ class LengthReward(NoRule):
     def __init__(self, *, weight: float) -> None:
         self.weight = weight
 
-    def apply(self, groups: Sequence[Group]) -> dict[str, float]:
+    def apply(self, groups: Sequence[Group], over_ranks: OverRanks = alone) -> dict[str, float]:
         """Add it."""
         for group in groups:
             judged = [one for one in group.trajectories if one.error is None]

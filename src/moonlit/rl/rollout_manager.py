@@ -26,6 +26,7 @@ from moonlit.batch import Group, Task, Trajectory
 from moonlit.rl.conversation import Conversation
 from moonlit.rl.loop_thread import LoopThread
 from moonlit.rl.rollout_limits import TimeLimits, TokenBudget
+from moonlit.rl.task_order import InOrder, Outcome, TaskOrder, pass_rate
 
 Result = TypeVar("Result")
 LOST = "error"
@@ -41,6 +42,7 @@ class Flight:
     """A group on its way."""
 
     number: int
+    task_number: int
     began_version: int
     group: Group | None = None
     """None until it is finished."""
@@ -62,6 +64,7 @@ class RolloutManager:
 
     Args:
         task_of: the task of a number, a pure function.
+        task_order: which task a group works on; None: task after task.
         environment: what a rollout runs in.
         group_judge: compares the rollouts of a group; None: each is worth what it earned alone.
         policy: how the policy is talked to; may be replaced between iterations.
@@ -87,6 +90,7 @@ class RolloutManager:
         self,
         *,
         task_of: Callable[[int], Task],
+        task_order: TaskOrder | None = None,
         environment: Environment,
         group_judge: GroupJudge | None = None,
         policy: Conversation,
@@ -117,6 +121,9 @@ class RolloutManager:
         if not 0 <= max_error_fraction <= 1:
             raise ValueError(f"max_error_fraction={max_error_fraction}: want it in [0, 1]")
         self.task_of, self.environment, self.policy = task_of, environment, policy
+        self.task_order = task_order or InOrder()
+        self.outcomes: list[Outcome] = []  # since they were taken
+        self.begun_tasks: dict[int, int] = {}  # of groups that a checkpoint left unfinished
         self.group_judge = group_judge
         self.group_size, self.num_ahead, self.max_staleness = group_size, num_ahead, max_staleness
         self.max_iteration_tokens = max_iteration_tokens
@@ -157,6 +164,11 @@ class RolloutManager:
 
         return self.thread.run(self.sampling(all_of_them()))
 
+    def take_outcomes(self) -> list[Outcome]:
+        """Return how the groups did that were delivered or dropped since the last call."""
+        taken, self.outcomes = self.outcomes, []
+        return taken
+
     def update_weights(self, module: nn.Module) -> None:
         """Give the engine the weights that an iteration has trained: the next version."""
         self.version += 1
@@ -188,6 +200,7 @@ class RolloutManager:
         chosen = self.choose(num_groups)
         for flight in chosen:
             del self.finished[flight.number]
+            self.note_outcome(flight)
         # In order of their numbers: which one happened to finish first shall not matter.
         chosen.sort(key=lambda flight: flight.number)
         return [flight.group for flight in chosen if flight.group is not None]
@@ -217,7 +230,10 @@ class RolloutManager:
             else:
                 number = self.next_number
                 self.next_number += self.num_ranks
-            flight = self.flights[number] = Flight(number, self.version)
+            task_number = self.begun_tasks.pop(number, None)
+            if task_number is None:
+                task_number = self.task_order.pick(number, seed=self.seed, task_of=self.task_of)
+            flight = self.flights[number] = Flight(number, task_number, self.version)
             self.began[flight.began_version] += 1
             running = self.thread.loop.create_task(self.fly(flight))
             self.running.add(running)
@@ -225,7 +241,7 @@ class RolloutManager:
 
     async def fly(self, flight: Flight) -> None:
         """Roll a task out K times."""
-        task = self.task_of(flight.number)
+        task = self.task_of(flight.task_number)
         seeds = (seed_of(self.seed, flight.number, k) for k in range(self.group_size))
         trajectories = await asyncio.gather(*(self.rollout(task, seed) for seed in seeds))
         flight.group = Group(task=task, trajectories=list(trajectories))
@@ -235,9 +251,16 @@ class RolloutManager:
         if self.drop_equal_rewards and self.drops_left > 0 and not teaches(flight.group):
             self.drops_left -= 1
             self.counts.dropped_groups += 1
+            self.note_outcome(flight)
             self.fill()
         else:
             self.finished[flight.number] = flight
+
+    def note_outcome(self, flight: Flight) -> None:
+        """Keep how well a group did, unless all of it was lost."""
+        rate = None if flight.group is None else pass_rate(flight.group)
+        if rate is not None:
+            self.outcomes.append((flight.number, flight.task_number, rate))
 
     async def compare(self, flight: Flight) -> None:
         """Let the group judge add to the rewards; what it cannot judge is lost, and counted."""
@@ -286,12 +309,18 @@ class RolloutManager:
     # Resume: numbers, no half rollouts
 
     def state_dict(self) -> dict[str, Any]:
-        """Return which tasks come next, and which had begun and were not delivered."""
-        unfinished = self.thread.call(lambda: [*self.flights, *self.finished, *self.redo])
+        """Return which groups come next, and which had begun and were not delivered."""
+
+        def unfinished() -> dict[int, int | None]:
+            begun = {**self.flights, **self.finished}
+            waiting = {number: self.begun_tasks.get(number) for number in self.redo}
+            return waiting | {number: flight.task_number for number, flight in begun.items()}
+
         return {
             "next_number": self.next_number,
-            "unfinished": sorted(unfinished),
+            "unfinished": dict(sorted(self.thread.call(unfinished).items())),
             "version": self.version,
+            "task_order": self.task_order.state_dict(),
         }
 
     def load_state_dicts(self, states: Sequence[Mapping[str, Any]]) -> None:
@@ -302,6 +331,9 @@ class RolloutManager:
         """
         stride, top = len(states), max(state["next_number"] for state in states)
         missing = {number for state in states for number in state["unfinished"]}
+        begun = {n: task for state in states for n, task in state["unfinished"].items()}
+        self.begun_tasks = {number: task for number, task in begun.items() if task is not None}
+        self.task_order.load_state_dict(states[0]["task_order"])
         for state in states:
             missing |= set(range(state["next_number"], top, stride))
         self.version = max(state["version"] for state in states)

@@ -10,7 +10,8 @@ The budget is the rho-th percentile of the lengths of a task's correct answers, 
 the start and kept. lambda, m and rho are NOT STATED: our defaults are in ``conf/``.
 
 What the report leaves open, and we chose:
-- Tasks are rarely seen twice here, so budgets are by *kind* of task (``Task.environment``).
+- Tasks are rarely seen twice here, so budgets are by *kind* of task: its environment and, where its
+  source says so, how hard it is (``Task.tags["difficulty"]``).
 - They come from the first ``estimate_iterations`` iterations, in which nothing is constrained.
 - A kind without a correct answer until then has no budget: it is never constrained.
 - Percentiles interpolate linearly; lengths count what the policy wrote, thinking included, and no
@@ -18,12 +19,13 @@ What the report leaves open, and we chose:
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from moonlit.batch import Group, Trajectory
+from moonlit.batch import Group, Task, Trajectory
+from moonlit.rl.length_rules import OverRanks, alone
 
 
 class Toggle:
@@ -74,18 +76,19 @@ class Toggle:
             and ((self.iteration - self.estimate_iterations) // self.period) % 2 == 0
         )
 
-    def apply(self, groups: Sequence[Group]) -> dict[str, float]:
-        """Rewrite the rewards of an iteration; return what is worth logging."""
+    def apply(self, groups: Sequence[Group], over_ranks: OverRanks = alone) -> dict[str, float]:
+        """Rewrite the rewards of an iteration; return what is worth logging.
+
+        All ranks measure together, so all have the same budgets.
+        """
+        if self.is_estimating:
+            self.measure(over_ranks(correct_lengths(groups)))
         before = [one.verified_reward for one in sound(groups)]
         correct = [one.num_tokens for one in sound(groups) if one.is_correct]
         over = num_constrained = 0
         for group in groups:
             over += sum(self.is_over(group, one) for one in sound([group]))
-            if self.is_estimating:
-                self.lengths[group.task.environment] += [
-                    one.num_tokens for one in sound([group]) if one.is_correct
-                ]
-            elif self.is_budget_phase:
+            if self.is_budget_phase:
                 num_constrained += self.constrain(group)
         told = {
             "toggle/phase": 0.0 if self.is_budget_phase else 1.0,
@@ -100,11 +103,17 @@ class Toggle:
             self.settle()
         return {name: value for name, value in told.items() if np.isfinite(value)}
 
+    def measure(self, lengths_of_ranks: Sequence[Mapping[str, Sequence[int]]]) -> None:
+        """Keep lengths of correct answers, by kind."""
+        for lengths in lengths_of_ranks:
+            for kind, some in lengths.items():
+                self.lengths[kind] += some
+
     def constrain(self, group: Group) -> bool:
         """Take the reward of answers over the budget; say whether the group was constrained."""
         some = sound([group])
         accuracy = mean([one.verified_reward for one in some])
-        budget = self.budgets.get(group.task.environment)
+        budget = self.budgets.get(kind_of(group.task))
         if budget is None or not some or accuracy < self.min_accuracy:
             return False
         for one in some:
@@ -114,7 +123,7 @@ class Toggle:
 
     def is_over(self, group: Group, one: Trajectory) -> bool:
         """Whether an answer is longer than its budget, constrained or not."""
-        return one.num_tokens > self.budgets.get(group.task.environment, float("inf"))
+        return one.num_tokens > self.budgets.get(kind_of(group.task), float("inf"))
 
     def settle(self) -> None:
         """Fix the budgets for the rest of the run."""
@@ -137,6 +146,19 @@ class Toggle:
         """Go on with the same budgets."""
         self.iteration, self.budgets = state["iteration"], dict(state["budgets"])
         self.lengths = defaultdict(list, {k: list(v) for k, v in state["lengths"].items()})
+
+
+def kind_of(task: Task) -> str:
+    """Return the name under which tasks share a budget."""
+    return "_".join([task.environment, *filter(None, [task.tags.get("difficulty")])])
+
+
+def correct_lengths(groups: Sequence[Group]) -> dict[str, list[int]]:
+    """Return the lengths of correct answers, by kind of task."""
+    lengths: dict[str, list[int]] = defaultdict(list)
+    for group in groups:
+        lengths[kind_of(group.task)] += [one.num_tokens for one in sound([group]) if one.is_correct]
+    return dict(lengths)
 
 
 def sound(groups: Sequence[Group]) -> list[Trajectory]:
