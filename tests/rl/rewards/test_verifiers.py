@@ -64,7 +64,7 @@ MODULE = textwrap.dedent(
     __all__ = ["Doubles"]
     '''
 )
-WANTS_RUNTIME = MODULE.replace("trace: vf.Trace) -> float:\n        return len", "trace, runtime) -> float:\n        return len")  # fmt: skip
+WANTS_RUNTIME = MODULE.replace("length(self, trace: vf.Trace)", "length(self, trace, runtime)")
 
 
 def module(name: str, text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -114,7 +114,7 @@ def test_splits_share_no_task_and_every_epoch_holds_all(tmp_path, monkeypatch):
 def test_a_scorer_that_fails_is_no_zero(tmp_path, monkeypatch):
     name = module("doubles_three_v1", MODULE, tmp_path, monkeypatch)
     task = VerifiersTasks(name=name, config={}, seed=0)("train", 0)
-    with pytest.raises(VerifierError, match="doubles_three_v1: .*the scorer fell over"):
+    with pytest.raises(VerifierError, match=r"doubles_three_v1: .*the scorer fell over"):
         rewarded(task, says("boom"))
 
 
