@@ -75,8 +75,10 @@ def messages_of(task: Any) -> list[Message]:
         ValueError: if a message holds more than text.
     """
     data = task.data
-    system = [] if data.system_prompt is None else [("system", data.system_prompt)]
-    asked = (
+    system: list[tuple[Any, Any]] = (
+        [] if data.system_prompt is None else [("system", data.system_prompt)]
+    )
+    asked: list[tuple[Any, Any]] = (
         [("user", data.prompt)]
         if isinstance(data.prompt, str)
         else [(message.role, message.content) for message in data.prompt]
