@@ -28,7 +28,7 @@ from typing import Any
 
 SEED = 0
 NUM_PROMPTS, GROUP_SIZE, NEW_TOKENS = 8, 8, 16
-LEARNING_RATE = 3e-3
+LEARNING_RATE = 1e-2
 CLIP = 0.2
 MARK = "@@ "
 """Before what a side tells; libraries say other things on the same stream."""
@@ -87,6 +87,16 @@ def our_model() -> Any:
     )  # all is text: it is there because transformers' class wants one
     shape = DecoderShape(vocab_size=ids.vocab_size, media_pad_id=ids.special.media_pad_id, **SHAPE)
     return Kimi(decoder=shape, vision=encoder)
+
+
+def our_text_model() -> Any:
+    """The same weights without the encoder: both sides train the decoder alone."""
+    from moonlit.models.kimi import Kimi
+
+    whole = our_model()
+    model = Kimi(decoder=whole.decoder_shape, vision=None)
+    model.language_model.load_state_dict(whole.language_model.state_dict())
+    return model
 
 
 def hand_over(folder: Path) -> None:
@@ -180,7 +190,7 @@ def run_ours(args: argparse.Namespace) -> None:
         length_rule=NoRule(),
         normalise_advantages=True,
         reset_optimizer=False,
-        build_model=our_model,
+        build_model=our_text_model,
         build_optimizer=partial(adamw, lr=LEARNING_RATE, weight_decay=0.0, encoder_lr_scale=1.0),
         schedule=lambda step, total_steps: 1.0,
         trains=["language_model"],
