@@ -61,7 +61,8 @@ class ChainTraces:
         for split, name in SPLITS.items():
             traces = [self.trace(split, number) for number in range(self.num[split])]
             write_whole(self.folder / f"{name}.jsonl", "".join(map(written, traces)))
-            Console(stderr=True).print(f"wrote {self.folder / name}.jsonl: {len(traces):,} traces")
+            console = Console(stderr=True, markup=False)
+            console.print(f"wrote {self.folder / name}.jsonl: {len(traces):,} traces")
 
     def trace(self, split: str, number: int) -> dict[str, Any]:
         """Answer one task."""
