@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from moonlit.agents.swarm.scripted import OneCall
+from moonlit.agents.swarm.swarm import SubAgent
 from moonlit.agents.tools import Tool, ToolOutput, Toolset
 from moonlit.batch import Task, Trajectory
 from moonlit.chat.messages import Message
@@ -76,6 +78,35 @@ class DownloadJudge:
             return {"download": 0.0}
         saved, wanted = set(saved_pages(trajectory)), set(task.answer)
         return {"download": 2 * len(saved & wanted) / (len(saved) + len(wanted))}
+
+
+class DownloadScript:
+    """How the warm-up's traces work on a task: page by page, or a sub-agent a page."""
+
+    toolbox = staticmethod(save_pages)
+
+    def worker(self) -> SubAgent:
+        """Return who serves as sub-agent."""
+        return OneCall(toolbox=save_pages, tool="save", argument="page")
+
+    def serial(self, task: Task) -> list[list[tuple[str, dict[str, Any]]]]:
+        """Return the turns of a single agent."""
+        return [[("save", {"page": page})] for page in task.answer]
+
+    def parallel(self, task: Task) -> list[list[tuple[str, dict[str, Any]]]]:
+        """Return the one turn of a swarm."""
+        created = [
+            ("create_subagent", {"name": f"w{page}", "system_prompt": "save"})
+            for page in task.answer
+        ]
+        assigned = [
+            ("assign_task", {"agent": f"w{page}", "prompt": f"page {page}"}) for page in task.answer
+        ]
+        return [created + assigned]
+
+    def answer(self, task: Task) -> str:
+        """Return the last message."""
+        return "done"
 
 
 def saved_pages(trajectory: Trajectory) -> Iterator[int]:

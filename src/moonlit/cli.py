@@ -179,7 +179,10 @@ def rejection_sampling(cfg: DictConfig) -> None:
 
 
 def report(cfg: DictConfig) -> None:
-    """Draw a run's curves and rollouts on one HTML page."""
+    """Draw a run's curves and rollouts, or an experiment's arms, on one HTML page."""
+    if cfg.experiment is not None:
+        report_arms(cfg)
+        return
     require_files(cfg, "run")
     from moonlit.report.page import write_page
 
@@ -188,6 +191,18 @@ def report(cfg: DictConfig) -> None:
     out = Path(settings["out"] or run / "report.html")
     print(write_page(run, out, max_rollouts=settings["max_rollouts"]))
     print(f"wrote {out}")
+
+
+def report_arms(cfg: DictConfig) -> None:
+    """Compare the arms of an experiment on one HTML page; print the tables."""
+    from moonlit.report.parl_facts import write_comparison
+
+    if cfg.experiment != "parl_facts":
+        raise ValueError(f"experiment={cfg.experiment}: the arms of parl_facts can be compared")
+    folder = Path("runs") / cfg.experiment if OmegaConf.is_missing(cfg, "run") else Path(cfg.run)
+    out = Path(cfg.out or folder / "report.html")
+    print(write_comparison(folder, out))
+    print(f"wrote {out} and {out.with_suffix('.svg')}")
 
 
 def serve(cfg: DictConfig) -> None:

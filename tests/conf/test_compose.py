@@ -48,7 +48,14 @@ def test_every_part_of_a_phase_can_be_built(phase: str, tmp_path: Path):
 
 @pytest.mark.parametrize(
     "environment",
-    ["rules", "rules_ipython", "swarm_facts", "swarm_search", "swarm_search_ipython"],
+    [
+        "rules",
+        "rules_ipython",
+        "swarm_facts",
+        "swarm_search",
+        "swarm_search_ipython",
+        "swarm_tables",
+    ],
 )
 def test_an_environment_is_swapped_by_name(environment: str, tmp_path: Path):
     chosen = f"environment@phase.environment={environment}"
@@ -218,3 +225,11 @@ def test_a_stopped_run_goes_on_with_its_own_words(monkeypatch: pytest.MonkeyPatc
         "moonlit train model=small 'phase.trains=[mm_projector]' run_dir=runs/mine "
         "resume_from=runs/mine/checkpoints/step_000003.ckpt"
     )
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_one_step_is_long_enough_for_every_schedule(phase: str):
+    """Catches: a warm-up or a decay in steps, which a run of one step has no room for."""
+    cfg = compose_run(f"phase={phase}", "debug=one_step")
+    schedule = instantiate(cfg.optim).schedule
+    assert schedule(0, cfg.trainer.max_steps) == pytest.approx(1.0, abs=0.9)

@@ -111,6 +111,7 @@ def run(
         accelerator="cpu", devices=devices, strategy=strategy, max_steps=max_steps, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False, callbacks=[Watch(), *more.pop("callbacks", [])],
+        **more.pop("trainer", {}),
     )  # fmt: skip
     trainer.fit(phase, datamodule=more.pop("data", None) or Numbered(), **more)
     return logged

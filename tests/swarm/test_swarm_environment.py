@@ -46,6 +46,24 @@ def test_a_single_agent_needs_a_step_a_page():
     assert single.reward == 1.0
 
 
+def test_a_scripted_reader_makes_a_call_for_each_value():
+    """One after another, each a step; what is not there is left out of its answer."""
+    reader = OneCall(
+        toolbox=open_pages, tool="open", argument="title", values=["{}", "no {}", "{}"]
+    )
+    swarm = run(PARALLEL, says("x"), worker=reader)
+
+    name, age = TASK.answer[0]
+    child = swarm.children[0]
+    assert [call.arguments["title"] for m in child.messages for call in m.tool_calls] == [
+        name, f"no {name}", name,
+    ]  # fmt: skip
+    assert child.text == f"{name} {age}\n{name} {age}"
+    assert swarm.metrics["critical_steps"] == 1 + 4 + 1
+    with pytest.raises(ValueError, match="want at least one"):
+        OneCall(toolbox=open_pages, tool="open", argument="title", values=[])
+
+
 def test_only_the_orchestrators_tokens_are_trained():
     """Sub-agents' words stand in the row as observations, their own rollouts nowhere."""
     final = says(answer(TASK.answer))

@@ -6,7 +6,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from moonlit.batch import Trajectory
+from moonlit.batch import Task, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutAnswer:
+    """One held-out task and how it was answered."""
+
+    name: str
+    """Of the held-out set."""
+    task: Task
+    trajectory: Trajectory
 
 
 @dataclass(slots=True)
@@ -20,7 +30,7 @@ class RewardScore:
     num_errors: int = 0
     """Answers that no verifier could judge; they are in no mean."""
 
-    def mean(self, value: float) -> float:
+    def mean(self, value: int | float) -> float:
         """Divide by the judged answers; nan before there are any."""
         return value / self.num_answers if self.num_answers else float("nan")
 

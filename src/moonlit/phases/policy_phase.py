@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from moonlit.losses.language_modeling import next_token_loss
 from moonlit.losses.policy_gradient import PolicyObjective, token_logprobs
 from moonlit.models.decoder import DecoderOutput
 from moonlit.phases.base import PhaseModule
-from moonlit.phases.held_out_rewards import HeldOutRewards
+from moonlit.phases.held_out_rewards import HeldOutAnswer, HeldOutRewards
 from moonlit.phases.ptx import Scales, is_kept, scales
 from moonlit.phases.rollout_metrics import group_metrics, notes_of, token_metrics
 from moonlit.rl.conversation import Conversation
@@ -86,6 +87,7 @@ class PolicyPhase(PhaseModule):
         self.ptx_coef, self.scales = ptx_coef, Scales()
         self.held_out = HeldOutRewards()
         self.last_groups: list[Group] = []
+        self.last_answers: list[HeldOutAnswer] = []
         self.manager: RolloutManager | None = None
         self.restored: list[Mapping[str, Any]] = []
         self.sampled: dict[str, list[Tensor]] = defaultdict(list)
@@ -206,18 +208,21 @@ class PolicyPhase(PhaseModule):
         manager = self.require_manager()
         greedy = replace(manager.policy, temperature=0.0, top_p=1.0)
         data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        answers = manager.evaluate(tasks, greedy)
-        self.held_out.add(data.held_out_names[dataloader_idx], answers)
+        name, answers = data.held_out_names[dataloader_idx], manager.evaluate(tasks, greedy)
+        self.held_out.add(name, answers)
+        self.last_answers += map(HeldOutAnswer, repeat(name), tasks, answers)
 
     # Begin and end
 
     def on_train_start(self) -> None:
         """Make the engine and the rollout manager, once all weights are in place."""
-        self.start_rollouts()
+        if self.manager is None:
+            self.start_rollouts()
 
     def on_validation_start(self) -> None:
-        """Make them where nothing is trained."""
+        """Make them where nothing has been trained yet."""
         super().on_validation_start()
+        self.last_answers = []
         if self.manager is None:
             self.start_rollouts()
 

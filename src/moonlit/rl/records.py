@@ -22,6 +22,8 @@ from moonlit.chat.messages import Image, Message, Text, VideoChunk
 ROLLOUTS = "rollouts"
 PICTURES = "rollouts/pictures"
 """Folders of a run."""
+HELD_OUT_ANSWERS = "held_out_answers{rank}.jsonl"
+"""File of a run: its evaluations' answers, a line each; ``rank`` is empty for the first one."""
 Record = dict[str, Any]
 StorePicture = Callable[[PILImage], str]
 """Keeps a picture and returns its name."""

@@ -1,10 +1,11 @@
-"""A sub-agent without a model: one tool call on what its task names, or a fault as often as told.
+"""A sub-agent without a model: a tool's calls on what its task names, or a fault as often as told.
 
 For tests, and for training an orchestrator on a machine where a second model would be slow.
 """
 
 import random
 import time
+from collections.abc import Sequence
 
 from moonlit.agents.swarm.reward import WORK
 from moonlit.agents.swarm.swarm import Swarm
@@ -24,6 +25,7 @@ class OneCall:
         tool: its name.
         argument: the name of its one argument; a whole number is given as such.
         success_probability: that an attempt does not crash; drawn from the attempt's seed.
+        values: of the argument, a call each, one after another; ``{}`` is what the task names.
     """
 
     def __init__(
@@ -33,16 +35,19 @@ class OneCall:
         tool: str,
         argument: str,
         success_probability: float = 1.0,
+        values: Sequence[str] = ("{}",),
     ) -> None:
         if not 0 <= success_probability <= 1:
             raise ValueError(f"success_probability={success_probability}: want it in [0, 1]")
+        if not values:
+            raise ValueError("values=[]: want at least one, such as '{}'")
         self.toolbox, self.tool, self.argument = toolbox, tool, argument
-        self.success_probability = success_probability
+        self.success_probability, self.values = success_probability, tuple(values)
 
     async def work(
         self, prompt: list[Message], task: Task, *, seed: int, swarm: Swarm
     ) -> Trajectory:
-        """Make the call.
+        """Make the calls.
 
         Raises:
             ConnectionError: as often as it is to fail.
@@ -51,23 +56,29 @@ class OneCall:
         if random.Random(seed).random() >= self.success_probability:
             raise ConnectionError("the sub-agent was lost")
         named = named_in(prompt[-1].words)
-        value = int(named) if named.isascii() and named.isdigit() else named
-        call = ToolCall(self.tool, {self.argument: value}, f"functions.{self.tool}:0")
+        messages: list[Message] = []
+        found: list[str] = []
         async with self.toolbox(task) as tools:
-            output = await tools.run(call)
-        found = output.error is None
-        messages = [
-            Message(role="assistant", content="", tool_calls=[call]),
-            tool_message(self.tool, f"functions.{self.tool}:0", output),
-            Message(role="assistant", content=output.text if found else ""),
-        ]
+            for place, form in enumerate(self.values):
+                given = form.replace("{}", named)
+                value = int(given) if given.isascii() and given.isdigit() else given
+                call_id = f"functions.{self.tool}:{place}"
+                call = ToolCall(self.tool, {self.argument: value}, call_id)
+                output = await tools.run(call)
+                messages += [
+                    Message(role="assistant", content="", tool_calls=[call]),
+                    tool_message(self.tool, call_id, output),
+                ]
+                found += [output.text] if output.error is None else []
+        text = "\n".join(found)
+        messages.append(Message(role="assistant", content=text))
         return Trajectory(
             segments=[],
             messages=messages,
             spans=[Span(began_s, time.time())] * len(messages),
             stop_reason="answer",
-            text=output.text if found else "",
-            metrics={WORK: float(found)},
+            text=text,
+            metrics={WORK: float(len(found))},
         )
 
 

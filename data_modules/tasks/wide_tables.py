@@ -1,0 +1,173 @@
+"""A wide search that a model of a few hundred thousand weights can learn: fill in rows of a table.
+
+A row is a sheet's name and a number, such as ``kQ-three``; a call of ``fill`` looks one of its two
+cells up and writes it down. What counts is what was filled in, by whomever, not what is said. A
+single agent needs a step a cell; sub-agents, one a row, need the same few for any number of rows.
+The question never says how to go about it, and no sheet is in both splits.
+
+No list of names and no value has to be copied: that is what a model of this size does not learn
+from a few million tokens.
+"""
+
+import zlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from string import ascii_lowercase, ascii_uppercase
+from typing import Any
+
+import numpy as np
+
+from data_modules.tasks.source import HELD_OUT
+from moonlit.agents.swarm.scripted import OneCall
+from moonlit.agents.swarm.swarm import SubAgent
+from moonlit.agents.tables import f1
+from moonlit.agents.tools import Tool, ToolOutput, Toolset
+from moonlit.batch import Task, Trajectory
+from moonlit.chat.messages import Message
+
+COLUMNS = {
+    "colour": ("red", "green", "blue", "black", "white"),
+    "shape": ("circle", "square", "star", "cross"),
+}
+NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+HELD_OUT_ONE_IN = 5
+"""Of the sheets."""
+NUM_AGENTS = 2
+"""That a warm-up trace creates: tasks go round among them."""
+FILL = {
+    "type": "object",
+    "properties": {"cell": {"type": "string"}},
+    "required": ["cell"],
+    "additionalProperties": False,
+}
+
+
+class WideTables:
+    """Makes tasks.
+
+    Args:
+        seed: of everything.
+        min_rows: asked for in one question.
+        max_rows: the same.
+    """
+
+    def __init__(self, *, seed: int, min_rows: int, max_rows: int) -> None:
+        if not 1 <= min_rows <= max_rows <= len(NUMBERS):
+            raise ValueError(
+                f"min_rows={min_rows}, max_rows={max_rows}: want 1 <= min <= max <= {len(NUMBERS)}"
+            )
+        self.seed, self.min_rows, self.max_rows = seed, min_rows, max_rows
+
+    def __call__(self, split: str, number: int) -> Task:
+        """Return a task; its answer has the row's name and its cells for each row."""
+        rng = np.random.default_rng([self.seed, zlib.crc32(split.encode()), number])
+        num = int(rng.integers(self.min_rows, self.max_rows + 1))
+        first = int(rng.integers(len(NUMBERS) - num + 1))
+        sheet = sheet_of(split, rng)
+        numbers = NUMBERS[first : first + num]
+        rows = [
+            [f"{sheet}-{word}", *(str(rng.choice(some)) for some in COLUMNS.values())]
+            for word in numbers
+        ]
+        question = f"Fill in {numbers[0]} to {numbers[-1]} of\n{sheet}"
+        return Task(
+            prompt=[Message(role="user", content=question)],
+            domain="agentic",
+            environment="wide_table",
+            answer=rows,
+            tags={"rows": str(num)},
+        )
+
+
+def sheet_of(split: str, rng: np.random.Generator) -> str:
+    """Draw a sheet of a split: a small letter, but for the w of agents, and a capital."""
+    while True:
+        name = str(rng.choice(list(ascii_lowercase)) + rng.choice(list(ascii_uppercase)))
+        is_held_out = zlib.crc32(name.encode()) % HELD_OUT_ONE_IN == 0
+        if is_held_out == (split == HELD_OUT) and name[0] != "w":
+            return name
+
+
+@asynccontextmanager
+async def fill_cells(task: Task) -> AsyncIterator[Toolset]:
+    """Lend the ``fill`` tool over a task's rows."""
+    values = {
+        f"{row} {column}": value
+        for row, *cells in task.answer
+        for column, value in zip(COLUMNS, cells, strict=True)
+    }
+
+    async def fill(arguments: dict[str, Any]) -> ToolOutput:
+        cell = arguments["cell"]
+        if cell not in values:
+            return ToolOutput(error=f"there is no cell {cell[:100]!r}")
+        return ToolOutput(text=values[cell])
+
+    yield Toolset([Tool(name="fill", description="Fill in a cell.", parameters=FILL, call=fill)])
+
+
+class TableJudge:
+    """Compares the cells that were filled in with those that were asked for."""
+
+    async def judge(self, task: Task, trajectory: Trajectory) -> dict[str, float]:
+        """Return the item-F1 and measure the row-F1; without a final answer both are 0.
+
+        A cell counts that the agent filled in itself, or a sub-agent that came back; one that was
+        not asked for counts against them, whatever became of who tried it.
+        """
+        names = {row[0] for row in task.answer}
+        wanted = {f"{name} {column}" for name in names for column in COLUMNS}
+        cells: set[str] = set()
+        if trajectory.stop_reason == "answer":
+            tried = set(cells_tried(trajectory, came_back=False))
+            cells = set(cells_tried(trajectory, came_back=True)) | (tried - wanted)
+        begun = {cell.rpartition(" ")[0] for cell in cells}
+        whole = {name for name in begun if {f"{name} {column}" for column in COLUMNS} <= cells}
+        trajectory.metrics["row_f1"] = 2 * len(whole & names) / (len(begun) + len(names))
+        return {"wide_table": f1(cells, wanted)}
+
+
+def cells_tried(trajectory: Trajectory, *, came_back: bool) -> Iterator[str]:
+    """Yield the cells that an agent called ``fill`` for, and its sub-agents.
+
+    Args:
+        trajectory: of the agent.
+        came_back: only those of sub-agents that answered.
+    """
+    for message in trajectory.messages:
+        for call in message.tool_calls:
+            if call.name == "fill" and isinstance(cell := call.arguments.get("cell"), str):
+                yield cell
+    for child in trajectory.children:
+        if not came_back or (child.error is None and child.stop_reason == "answer"):
+            yield from cells_tried(child, came_back=came_back)
+
+
+class TableScript:
+    """How the warm-up's traces work on a task: cell by cell, or a sub-agent a row."""
+
+    toolbox = staticmethod(fill_cells)
+
+    def worker(self) -> SubAgent:
+        """Return who serves as sub-agent."""
+        values = [f"{{}} {column}" for column in COLUMNS]
+        return OneCall(toolbox=fill_cells, tool="fill", argument="cell", values=values)
+
+    def serial(self, task: Task) -> list[list[tuple[str, dict[str, Any]]]]:
+        """Return the turns of a single agent."""
+        cells = [f"{row[0]} {column}" for row in task.answer for column in COLUMNS]
+        return [[("fill", {"cell": cell})] for cell in cells]
+
+    def parallel(self, task: Task) -> list[list[tuple[str, dict[str, Any]]]]:
+        """Return the one turn of a swarm."""
+        agents = [f"w{n + 1}" for n in range(NUM_AGENTS)]
+        created = [("create_subagent", {"name": one, "system_prompt": "fill"}) for one in agents]
+        assigned = [
+            ("assign_task", {"agent": agents[n % NUM_AGENTS], "prompt": row[0]})
+            for n, row in enumerate(task.answer)
+        ]
+        return [created + assigned]
+
+    def answer(self, task: Task) -> str:
+        """Return the last message."""
+        return "done"

@@ -1,0 +1,164 @@
+"""Wide tables: what counts as right, who needs how many steps, and traces that rollouts repeat."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_modules.components.dialogue_files import PicturesIn, parse_dialogue
+from data_modules.tasks.source import HELD_OUT, TRAIN
+from data_modules.tasks.swarm_traces import SwarmTraces, trace
+from data_modules.tasks.wide_tables import TableJudge, TableScript, WideTables, fill_cells
+from moonlit.agents.swarm.limits import SwarmLimits
+from moonlit.agents.swarm.reward import ParlReward
+from moonlit.batch import Trajectory
+from moonlit.chat.messages import Message, ToolCall
+from moonlit.chat.template import render
+from moonlit.chat.tokenizer import Tokenizer
+from moonlit.rl.swarm_environment import SwarmEnvironment
+from tests.rl.scripted import SPECIAL, TOKENIZER, Scripted, conversation
+
+SOURCE = WideTables(seed=3, min_rows=3, max_rows=7)
+SCRIPT = TableScript()
+
+
+def sheets(split: str, num: int = 300) -> set[str]:
+    return {SOURCE(split, number).answer[0][0].partition("-")[0] for number in range(num)}
+
+
+def test_the_splits_share_no_sheet():
+    train, held_out = sheets(TRAIN), sheets(HELD_OUT)
+    assert len(train) > 150
+    assert len(held_out) > 50
+    assert not train & held_out
+
+
+def test_a_task_asks_for_rows_in_a_line_and_says_nothing_of_how():
+    for number in range(50):
+        task = SOURCE(TRAIN, number)
+        names = [row[0] for row in task.answer]
+        assert 3 <= len(names) <= 7
+        (sheet,) = {name.partition("-")[0] for name in names}
+        first, last = (names[place].partition("-")[2] for place in (0, -1))
+        assert task.prompt[0].words == f"Fill in {first} to {last} of\n{sheet}"
+
+
+def filling(*cells: str, **more: Any) -> Trajectory:
+    calls = [
+        ToolCall("fill", {"cell": cell}, f"functions.fill:{n}") for n, cell in enumerate(cells)
+    ]
+    messages = [Message(role="assistant", content="", tool_calls=[call]) for call in calls]
+    return Trajectory(
+        segments=[], messages=messages, spans=[], **{"stop_reason": "answer"} | more
+    )  # fmt: skip
+
+
+def judged(trajectory: Trajectory) -> tuple[float, float]:
+    task = SOURCE(TRAIN, 0)
+    task.answer = [["aB-one", "red", "star"], ["aB-two", "blue", "cross"]]
+    (score,) = asyncio.run(TableJudge().judge(task, trajectory)).values()
+    return score, trajectory.metrics["row_f1"]
+
+
+ONE, TWO = (["aB-one colour", "aB-one shape"], ["aB-two colour", "aB-two shape"])
+
+
+@pytest.mark.parametrize(
+    ("cells", "item_f1", "row_f1"),
+    [
+        ([*ONE, *TWO], 1.0, 1.0),
+        ([*TWO, *ONE, *ONE], 1.0, 1.0),  # done twice is done once
+        (ONE, 2 * 2 / (2 + 4), 2 / 3),
+        ([*ONE, TWO[0]], 2 * 3 / (3 + 4), 2 * 1 / (2 + 2)),
+        ([*ONE, *TWO, "aB-six colour"], 2 * 4 / (5 + 4), 2 * 2 / (3 + 2)),
+        ([], 0.0, 0.0),
+    ],
+)
+def test_f1_of_cells_and_of_rows(cells: list[str], item_f1: float, row_f1: float):
+    assert judged(filling(*cells)) == (pytest.approx(item_f1), pytest.approx(row_f1))
+    by_child = filling()
+    by_child.children = [filling(*cells)]
+    assert judged(by_child) == (pytest.approx(item_f1), pytest.approx(row_f1))
+
+
+def test_without_an_answer_nothing_counts_of_anybody():
+    assert judged(filling(*ONE, *TWO, stop_reason="turns")) == (0.0, 0.0)
+    whole = filling(*ONE)
+    whole.children = [filling(*TWO, stop_reason="turns"), filling(*TWO, error="lost")]
+    assert judged(whole) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+
+
+def test_what_was_not_asked_for_counts_against_whoever_tried():
+    whole = filling(*ONE, *TWO)
+    whole.children = [filling("aB-ten colour", error="garbage: no word in its answer")]
+    assert judged(whole) == (pytest.approx(2 * 4 / (5 + 4)), pytest.approx(2 * 2 / (3 + 2)))
+
+
+def rolled_out(line: dict[str, Any], *, has_swarm: bool, number: int) -> Trajectory:
+    """Let an engine say what the trace's assistant says."""
+    dialogue = parse_dialogue(json.loads(json.dumps(line)), media=PicturesIn(Path()))
+    rendered = render(dialogue.messages, TOKENIZER, tools=dialogue.tools)
+    turns: list[list[int]] = [[]]
+    for token_id, is_own in zip(rendered.input_ids, rendered.loss_mask, strict=True):
+        if is_own:
+            turns[-1].append(token_id)
+            turns += [[]] if token_id == SPECIAL.im_end_id else []
+    environment = SwarmEnvironment(
+        workers={"w": SCRIPT.worker()} if has_swarm else {},
+        toolbox=fill_cells,
+        judge=TableJudge(),
+        reward=ParlReward(parallel_weight=0.1, finish_weight=0.1, annealed_by=0.5, cap=2),
+        limits=SwarmLimits(max_critical_steps=20),
+    )
+    policy = conversation(Scripted(*turns[:-1]), max_turns=20)
+    trajectory = asyncio.run(environment.run(SOURCE(TRAIN, number), policy, seed=0))
+    (segment,) = trajectory.segments
+    assert segment.input_ids == rendered.input_ids
+    assert segment.is_sampled == rendered.loss_mask
+    return trajectory
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_trace_is_token_for_token_what_a_rollout_would_be_and_right(number: int):
+    """Catches: tools declared otherwise, results named otherwise, a script that does not work."""
+    task = SOURCE(TRAIN, number)
+    for is_parallel, has_swarm in ((True, True), (False, True), (False, False)):
+        line = asyncio.run(trace(task, SCRIPT, is_parallel=is_parallel, has_swarm=has_swarm))
+        done = rolled_out(line, has_swarm=has_swarm, number=number)
+
+        assert done.rewards["wide_table"] == 1.0
+        num_rows = len(task.answer)
+        expected = 1 + 3 + 1 if is_parallel else 2 * num_rows + 1
+        assert done.metrics["critical_steps"] == expected
+        assert done.metrics["parallelism"] == (num_rows if is_parallel else 0)
+        assert done.rewards["parallel"] == (1.0 if is_parallel else 0.0)
+
+
+def test_the_shares_of_traces_are_what_was_asked_for(tmp_path):
+    settings = {"parallel_fraction": 0.25, "single_fraction": 0.5}
+    SwarmTraces(
+        folder=str(tmp_path), source=SOURCE, script=SCRIPT, first=0, num_train=200,
+        num_held_out=1, vocabulary=400, seed=0, **settings,
+    ).prepare_data()  # fmt: skip
+
+    assert Tokenizer.named(tmp_path / "tokenizer").vocab_size == 400 + 256
+    lines = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    parallel = sum(line["provenance"]["parallel"] for line in lines)
+    alone = sum(len(line["tools"]) == 1 for line in lines)
+    assert parallel == pytest.approx(50, abs=20)
+    assert alone == pytest.approx(100, abs=20)
+    assert not any(line["provenance"]["parallel"] and len(line["tools"]) == 1 for line in lines)
+
+
+def test_a_cell_that_is_not_there_is_a_tool_error():
+    async def fill(cell: str) -> tuple[str, str | None]:
+        async with fill_cells(SOURCE(TRAIN, 0)) as tools:
+            (tool,) = tools.tools
+            output = await tool.call({"cell": cell})
+            return output.text, output.error
+
+    name, colour, _ = SOURCE(TRAIN, 0).answer[0]
+    assert asyncio.run(fill(f"{name} colour")) == (colour, None)
+    assert asyncio.run(fill("zz size"))[1] == "there is no cell 'zz size'"

@@ -1,0 +1,84 @@
+"""Arms side by side: what the numbers of a comparison mean, on answers made by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moonlit.report.arms import f1_within, read_runs, steps_to
+from moonlit.report.charts import Line, chart, ticks
+from moonlit.report.parl_facts import write_comparison
+
+
+def answer(step: int, task: int, f1: float, steps: float, **more: Any) -> dict[str, Any]:
+    metrics = {
+        "performance": f1, "critical_steps": steps, "parallelism": 3.0, "tasks_assigned": 6.0,
+        "finish_rate": 1.0,
+    }  # fmt: skip
+    record = {"step": step, "set": "s", "task": task, "tags": {"rows": "3"}, "error": None}
+    return {**record, "metrics": metrics, **more}
+
+
+def write(folder: Path, name: str, *answers: dict[str, Any]) -> None:
+    (folder / name).mkdir(parents=True)
+    lines = "".join(json.dumps(one) + "\n" for one in answers)
+    (folder / name / "held_out_answers.jsonl").write_text(lines)
+
+
+def test_steps_to_a_target_are_the_smallest_budget_that_reaches_it():
+    answers = [answer(0, 0, 1.0, 5.0), answer(0, 1, 0.6, 7.0), answer(0, 2, 0.2, 9.0)]
+    assert f1_within(answers, 4) == 0
+    assert f1_within(answers, 7) == pytest.approx(1.6 / 3)
+    assert steps_to(answers, 0.3) == 5
+    assert steps_to(answers, 0.5) == 7
+    assert steps_to(answers, 0.6) == 9
+    assert steps_to(answers, 0.7) is None
+
+
+def test_of_one_task_the_last_line_counts_and_lost_answers_do_not(tmp_path: Path):
+    write(
+        tmp_path, "swarm-1",
+        answer(10, 0, 0.1, 5.0), answer(10, 0, 0.9, 5.0), answer(0, 0, 0.2, 5.0),
+        answer(10, 1, 0.0, 1.0, error="lost"),
+    )  # fmt: skip
+    (run,) = read_runs(tmp_path)
+    assert (run.arm, run.seed) == ("swarm", 1)
+    assert [one["metrics"]["performance"] for one in run.first] == [0.2]
+    assert [one["metrics"]["performance"] for one in run.last] == [0.9]
+
+
+def test_the_page_compares_swarm_and_single_agent_without_a_network(tmp_path: Path):
+    for seed, f1 in ((0, 0.8), (1, 1.0)):
+        write(tmp_path, f"swarm-{seed}", answer(0, 0, 0.1, 8.0), answer(20, 0, f1, 5.0))
+        write(tmp_path, f"single-{seed}", answer(0, 0, 0.2, 9.0), answer(20, 0, f1, 15.0))
+
+    told = write_comparison(tmp_path, tmp_path / "report.html")
+
+    assert "| swarm, both rewards annealed | 2 | 0.10 [0.10, 0.10] -> 0.90 [0.80, 1.00] |" in told
+    assert "| 3 | 0.90 | 15.0 | 0.90 | 5.0 | 3.0 |" in told
+    assert "| 70% | 15 | 5 | 3.0 |" in told
+    page = (tmp_path / "report.html").read_text()
+    plot = (tmp_path / "report.svg").read_text()
+    assert plot in page
+    assert page.replace("http://www.w3.org/2000/svg", "").count("http") == 0
+    assert "<td>3.0</td>" in page
+
+
+def test_a_folder_without_runs_is_refused(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="no ARM-SEED"):
+        read_runs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"), [(1.0, [0, 0.2, 0.4, 0.6, 0.8, 1.0]), (17.0, [0, 5, 10, 15])]
+)
+def test_ticks_are_round(most: float, expected: list[float]):
+    assert ticks(most) == pytest.approx(expected)
+
+
+def test_a_chart_keeps_its_points_inside_and_its_words_harmless():
+    drawn = chart("a < b", [Line("<b>", [(0.0, 0.0), (10.0, 4.0)], 0)], x_name="x", y_name="y")
+    assert "a &lt; b" in drawn
+    assert "&lt;b&gt;" in drawn
+    assert "M46.0 210.0L348.0 28.0" in drawn
