@@ -48,6 +48,9 @@ def main() -> None:
     if name == "submit":
         with_clear_errors(submit)(sys.argv[1:])
         return
+    if name == "report":  # to Hydra experiment= is a group, whose files belong to train
+        sys.argv[1:] = [word.replace("experiment=", "arms=", 1) if word.startswith("experiment=")
+                        else word for word in sys.argv[1:]]  # fmt: skip
     sys.argv[1:] = map(quoted_words, sys.argv[1:])
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise what is wrong, instead of printing it
     command = with_clear_errors(globals()[name])
@@ -180,7 +183,7 @@ def rejection_sampling(cfg: DictConfig) -> None:
 
 def report(cfg: DictConfig) -> None:
     """Draw a run's curves and rollouts, or an experiment's arms, on one HTML page."""
-    if cfg.experiment is not None:
+    if cfg.arms is not None:
         report_arms(cfg)
         return
     require_files(cfg, "run")
@@ -197,9 +200,9 @@ def report_arms(cfg: DictConfig) -> None:
     """Compare the arms of an experiment on one HTML page; print the tables."""
     from moonlit.report.parl_facts import write_comparison
 
-    if cfg.experiment != "parl_facts":
-        raise ValueError(f"experiment={cfg.experiment}: the arms of parl_facts can be compared")
-    folder = Path("runs") / cfg.experiment if OmegaConf.is_missing(cfg, "run") else Path(cfg.run)
+    if cfg.arms != "parl_facts":
+        raise ValueError(f"experiment={cfg.arms}: the arms of parl_facts can be compared")
+    folder = Path("runs") / cfg.arms if OmegaConf.is_missing(cfg, "run") else Path(cfg.run)
     out = Path(cfg.out or folder / "report.html")
     print(write_comparison(folder, out))
     print(f"wrote {out} and {out.with_suffix('.svg')}")

@@ -1,6 +1,8 @@
 """Arms side by side: what the numbers of a comparison mean, on answers made by hand."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +84,14 @@ def test_a_chart_keeps_its_points_inside_and_its_words_harmless():
     assert "a &lt; b" in drawn
     assert "&lt;b&gt;" in drawn
     assert "M46.0 210.0L348.0 28.0" in drawn
+
+
+def test_the_command_as_it_is_printed(tmp_path: Path):
+    """Catches: Hydra taking experiment= for the group of that name."""
+    write(tmp_path, "swarm-0", answer(0, 0, 0.1, 8.0), answer(20, 0, 0.9, 5.0))
+    moonlit = Path(sys.executable).with_name("moonlit")
+    words = ["report", "experiment=parl_facts", f"run={tmp_path}", f"out={tmp_path}/a.html"]
+    done = subprocess.run([moonlit, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "0.10 -> 0.90" in done.stdout
+    assert (tmp_path / "a.svg").is_file()
