@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
 from moonlit.chat.special_tokens import SpecialTokens
 from moonlit.hub.config import read_shapes, released_config
@@ -17,11 +17,14 @@ from moonlit.models.shapes import DecoderShape, EncoderShape
 
 PRESETS = sorted((Path(__file__).parents[2] / "conf" / "model").glob("*.yaml"))
 
-FAMILY = {"kimi_vl_a3b": "kimi_vl", "moonlight_16b_a3b": "deepseek_v3"}
+FAMILY = {
+    "kimi_vl_a3b": "kimi_vl", "moonlight_16b_a3b": "deepseek_v3", "orchestrator": "deepseek_v3"
+}  # fmt: skip
 
 
 def preset_shapes(path: Path) -> tuple[DecoderShape, EncoderShape | None]:
-    preset = OmegaConf.load(path)
+    with initialize_config_dir(version_base="1.3", config_dir=str(path.parents[1])):
+        preset = compose("info", overrides=[f"model={path.stem}"]).model
     return instantiate(preset.decoder), instantiate(preset.vision)
 
 

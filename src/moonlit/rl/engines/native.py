@@ -84,8 +84,9 @@ class NativeEngine:
     def copy_of(cls, module: Kimi, **settings: object) -> "NativeEngine":
         """Return an engine with a full copy of a trainer's weights, sharded or not."""
         weight = module.language_model.lm_head.weight
+        dtype = weight.dtype if weight.itemsize == 2 else torch.float32
         with torch.device(weight.device):
-            model = Kimi(decoder=module.decoder_shape, vision=module.vision_shape).to(weight.dtype)
+            model = Kimi(decoder=module.decoder_shape, vision=module.vision_shape).to(dtype)
         copy_weights(module.state_dict(), model)
         return cls(model, **settings)  # pyright: ignore[reportArgumentType]
 
