@@ -87,8 +87,8 @@ def test_an_answer_that_hangs_is_killed_told_and_earns_nothing(caplog: pytest.Lo
 
 
 def test_a_truth_that_hangs_is_the_verifiers_error():
-    with pytest.raises(VerifierError, match="no verdict within 1 s; for the truth"):
-        rewards((r"\sqrt{3}", r"\pi + " + HANGS), timeout_s=1.0)
+    with pytest.raises(VerifierError, match="no verdict within 5 s; for the truth"):
+        rewards((r"\sqrt{3}", r"\pi + " + HANGS), timeout_s=5.0)
 
 
 @pytest.mark.parametrize("truth", ["", r"\text{}"])
