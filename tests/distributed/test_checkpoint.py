@@ -23,6 +23,7 @@ from moonlit.distributed.checkpoint import (
     tensor_bytes,
     weights_of,
 )
+from moonlit.distributed.sharded_checkpoint import INDEX_FILE, STATE_FILE
 from moonlit.models.kimi import Kimi
 from moonlit.models.shapes import DecoderShape, EncoderShape
 
@@ -133,6 +134,13 @@ def test_shared_memory_is_counted_once():
 def test_a_missing_checkpoint_is_named(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*gone\.ckpt"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "gone.ckpt")
+
+
+def test_shards_want_the_strategy_that_reads_them(tmp_path: Path):
+    for name in (INDEX_FILE, STATE_FILE):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match="a folder of shards: go on with strategy=dep"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 10, 700, 2000])

@@ -219,6 +219,10 @@ def read(
     path: Path, *, map_location: Any, weights_only: bool | None, mmap: bool = False
 ) -> dict[str, Any]:
     """Read a checkpoint file; the errors name it."""
+    if is_sharded(path):
+        raise ValueError(
+            f"{path} is a folder of shards: go on with strategy=dep, on one process too"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     if not zipfile.is_zipfile(path):  # the archive's directory is written last
