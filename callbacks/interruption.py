@@ -2,10 +2,14 @@
 
 import os
 import signal
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+from moonlit.distributed.launcher import STOPPED
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -16,7 +20,8 @@ class Interruption(Callback):
     The step in hand is finished, then ``callbacks.checkpoint`` saves it: weights, optimizer and
     data position always agree. Nothing is evaluated then: whoever sends a signal may not wait long.
     A signal that comes before training has begun waits for the first step; in the last step it
-    changes nothing.
+    changes nothing. In the closing evaluation it ends the process at once: all is saved, and
+    Lightning's own handler would wait for ranks that wait for this one.
     """
 
     def __init__(self) -> None:
@@ -33,9 +38,14 @@ class Interruption(Callback):
         """Take them over from Lightning, which has set its own on top."""
         self._take_over()
 
-    def _take_over(self) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take them over in an evaluation outside of training too."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._take_over(leave)
+
+    def _take_over(self, react: Callable[[int, FrameType | None], None] | None = None) -> None:
         for number in SIGNALS:
-            handler = signal.signal(number, self._note)
+            handler = signal.signal(number, react or self._note)
             self.previous.setdefault(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -76,3 +86,10 @@ class Interruption(Callback):
         for number, handler in self.previous.items():
             signal.signal(number, handler)
         self.previous.clear()
+
+
+def leave(number: int, frame: FrameType | None) -> None:
+    """End the process, and with it all ranks."""
+    name = signal.Signals(number).name
+    os.write(2, f"\n{name}: leaving the evaluation; the run itself is trained and saved\n".encode())
+    os._exit(STOPPED)

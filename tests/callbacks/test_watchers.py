@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,9 +10,10 @@ import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from micro_run import NoiseData, fit, micro_settings
+from micro_run import NoiseData, NoiseSteps, fit, micro_settings
+from torch.utils.data import DataLoader
 
-from callbacks import progress, throughput
+from callbacks import interruption, progress, throughput
 from callbacks.attention_logits import AttentionLogits
 from callbacks.checkpoints import Checkpoints
 from callbacks.expert_load import ExpertLoad, layer_metrics, load_picture
@@ -245,6 +247,35 @@ def test_a_signal_before_the_first_step_is_not_lost(tmp_path: Path):
     stopped = fit(max_steps=5, callbacks=[Interruption(), keep(tmp_path), early])
     assert stopped.trainer.global_step == 1
     assert (tmp_path / "step_000001.ckpt").exists()
+
+
+def test_a_signal_in_the_closing_evaluation_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    """Catches: Lightning's handler, which makes one rank wait for others that wait for it."""
+
+    class Evaluated(NoiseData):
+        held_out_names = ("noise",)
+
+        def val_dataloader(self):
+            return DataLoader([NoiseSteps()[0][1]], batch_size=None)
+
+    class PressInEvaluation(Press):
+        def on_validation_batch_start(self, trainer, pl_module, *_):
+            os.kill(os.getpid(), self.number)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(interruption.os, "_exit", sys.exit)
+    trainer = Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        callbacks=[Interruption(), PressInEvaluation(signal.SIGTERM)],
+    )  # fmt: skip
+    with pytest.raises(SystemExit) as ended:
+        trainer.validate(JointPretraining(**micro_settings()), datamodule=Evaluated(None))
+    assert ended.value.code == 130
+    assert "SIGTERM: leaving the evaluation" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_second_signal_does_not_wait(tmp_path: Path):
