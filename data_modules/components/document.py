@@ -33,7 +33,7 @@ INDEX_DTYPE = np.dtype(
 )
 """What the index holds of each document; ``num_tokens`` counts vision tokens too."""
 
-KINDS = ("picture", "video", "sound")
+KINDS = ("picture", "video", "sound", "audiovisual")
 FIELDS = ("input_ids", "loss_mask", "frames_per_item", "kinds", "bytes_per_frame", "frames")
 
 Record = dict[str, Any]

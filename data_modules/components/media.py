@@ -28,14 +28,15 @@ MAX_VIDEO_TOKENS = 1 << 20
 
 
 def parts_of_file(file: MediaFile, name: str) -> Sequence[ImagePart | VideoChunk | Text]:
-    """Decode a file into the parts that stand for it in a document.
+    """Decode a file into the parts that stand for it in a document; a video's sound comes last.
 
     Raises:
         ValueError: if it cannot be decoded, naming it.
     """
     if file.kind == "picture":
         return [ImagePart(open_image(file.data, name), file)]
-    return video_parts(file, name) if file.kind == "video" else sound_parts(file, name)
+    pictures = [] if file.kind == "sound" else video_parts(file, name)
+    return pictures if file.kind == "video" else [*pictures, *sound_parts(file, name)]
 
 
 def video_parts(file: MediaFile, name: str) -> list[VideoChunk]:

@@ -51,6 +51,15 @@ def sound_parts(file: MediaFile, name: str) -> list[ImagePart | Text]:
     return parts
 
 
+def has_sound(data: bytes) -> bool:
+    """Say whether a file has an audio track; of what cannot be opened, that it has none."""
+    try:
+        with av.open(io.BytesIO(data), "r") as container:
+            return bool(container.streams.audio)
+    except av.FFmpegError:  # whoever decodes it will name it
+        return False
+
+
 def decoded_samples(data: bytes, name: str) -> np.ndarray:
     """Decode to one channel at ``SAMPLE_RATE``: float32 [samples]."""
     pieces, num_samples = [], 0

@@ -62,7 +62,7 @@ class PrepareSource:
         reader: what kind of source it is.
         tokenizer: ``embedded``, or a folder in the released layout.
         max_document_tokens: a document with media that has more is left out, for it is never cut.
-        sound: read sounds too, as pictures of their spectra.
+        sound: read sounds too, those of videos included, as pictures of their spectra.
         num_processes: None: as many as this process may use cores.
         part: ``2/8``: read only the second of eight parts of the shards and leave it beside the
             source; a run without it reads what is missing and joins all. Parts may run at the

@@ -16,7 +16,7 @@ import binascii
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 from data_modules.components.dialogue_files import parse_dialogue
 from data_modules.components.document import (
@@ -26,12 +26,13 @@ from data_modules.components.document import (
     text_document,
 )
 from data_modules.components.media import parts_of_file
-from moonlit.chat.messages import Image, MediaFile, Text, VideoChunk
+from data_modules.components.sound import has_sound
+from moonlit.chat.messages import Image, MediaFile, MediaKind, Text, VideoChunk
 from moonlit.chat.template import samples_per_user_turn
 from moonlit.chat.tokenizer import Tokenizer
 
 Part = Text | Image | VideoChunk
-KINDS: dict[str, Literal["picture", "video", "sound"]] = {
+KINDS: dict[str, MediaKind] = {
     "image": "picture",
     "video": "video",
     "audio": "sound",
@@ -89,7 +90,8 @@ class RowReader:
         tokenizer: whose ids the documents hold.
         max_document_tokens: a document with media that has more is left out, for it is never cut;
             None: any length.
-        sound: read sounds, as pictures of their spectra; False leaves out rows that have any.
+        sound: read sounds, as pictures of their spectra, and the sound of videos; False leaves out
+            rows that have a sound, and reads videos without theirs.
     """
 
     tokenizer: Tokenizer
@@ -176,8 +178,11 @@ class RowReader:
         data = medium_bytes(value, row)
         if not data:
             raise SkippedError(f"empty {kind}", "no byte")
+        read_as = KINDS[kind]
+        if kind == "video" and self.sound and has_sound(data):
+            read_as = "audiovisual"
         try:
-            return parts_of_file(MediaFile(data, KINDS[kind]), row.name)
+            return parts_of_file(MediaFile(data, read_as), row.name)
         except ValueError as error:
             raise SkippedError(f"broken {kind}", str(error)) from error
 

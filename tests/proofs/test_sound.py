@@ -1,32 +1,23 @@
 """Sounds, prepared and read as pictures of their spectra, can be learnt from."""
 
 import base64
-import io
 import json
 import random
 import subprocess
 import sys
-import wave
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from tones import tone
 
 MOONLIT = Path(sys.executable).with_name("moonlit")
 PITCHES = {"low": (200, 500), "middle": (900, 1500), "high": (3000, 6000)}  # [Hz]
 
 
-def tone(frequency: float, seconds: float, rate: int = 16_000) -> str:
-    """A WAV as a URI."""
-    samples = np.sin(2 * np.pi * frequency * np.arange(int(rate * seconds)) / rate)
-    file = io.BytesIO()
-    with wave.open(file, "wb") as out:
-        out.setnchannels(1)
-        out.setsampwidth(2)
-        out.setframerate(rate)
-        out.writeframes((20_000 * samples).astype("<i2").tobytes())
-    return "data:audio/wav;base64," + base64.b64encode(file.getvalue()).decode()
+def uri(file: bytes) -> str:
+    """A WAV as a row holds it."""
+    return "data:audio/wav;base64," + base64.b64encode(file).decode()
 
 
 def questions(num: int, seed: int) -> list[dict[str, Any]]:
@@ -35,7 +26,7 @@ def questions(num: int, seed: int) -> list[dict[str, Any]]:
     rows = []
     for _ in range(num):
         answer = rng.choice(list(PITCHES))
-        sound = tone(rng.uniform(*PITCHES[answer]), rng.uniform(0.15, 0.5))
+        sound = uri(tone(rng.uniform(*PITCHES[answer]), rng.uniform(0.15, 0.5), rate=16_000))
         asked = [{"audio": sound}, {"text": "Pitch?"}]
         rows.append({
             "messages": [

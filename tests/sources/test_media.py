@@ -1,7 +1,6 @@
 """Pictures upright, videos by the rule, sounds as pictures of what is heard."""
 
 import io
-import wave
 from pathlib import Path
 
 import av
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 from files import LIMIT, picture, prepared, tar, video
 from PIL import Image
+from tones import tone
 
 from data_modules.components import media, sound
 from data_modules.components.corpus import Corpus
@@ -18,18 +18,6 @@ from data_modules.sources.web_dataset import WebDataset
 from moonlit.chat.messages import Image as ImagePart
 from moonlit.chat.messages import MediaFile, Text, VideoChunk
 from moonlit.chat.vision_processing import open_image
-
-
-def tone(frequency: float, seconds: float, rate: int = 8000) -> bytes:
-    """A WAV."""
-    samples = np.sin(2 * np.pi * frequency * np.arange(int(rate * seconds)) / rate)
-    file = io.BytesIO()
-    with wave.open(file, "wb") as out:
-        out.setnchannels(1)
-        out.setsampwidth(2)
-        out.setframerate(rate)
-        out.writeframes((20_000 * samples).astype("<i2").tobytes())
-    return file.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -154,6 +142,46 @@ def test_sounds_are_read_on_request_only_and_their_files_kept(tmp_path: Path):
     # 26 columns of 112 rows: padded to 28 x 112, 4 tokens.
     assert [item.grid_thw for item in document.patches("m/0")] == [(1, 8, 2)]
     assert report["vision_tokens"] == 4
+
+
+def with_sound(film: bytes, sound: bytes) -> bytes:
+    """Join an MP4's pictures and a WAV's samples in one MP4."""
+    file = io.BytesIO()
+    with (
+        av.open(io.BytesIO(film), "r") as pictures,
+        av.open(io.BytesIO(sound), "r") as heard,
+        av.open(file, "w", format="mp4") as out,
+    ):
+        track = out.add_stream_from_template(pictures.streams.video[0])
+        voice = out.add_stream("aac", rate=heard.streams.audio[0].rate)
+        for packet in pictures.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = track
+                out.mux(packet)
+        for frame in heard.decode(audio=0):
+            out.mux(voice.encode(frame))
+        out.mux(voice.encode())
+    return file.getvalue()
+
+
+def test_the_sound_of_a_video_follows_its_pictures_on_request(tmp_path: Path):
+    film = with_sound(video(9, fps=4), tone(900.0, 2.0))
+    tar(tmp_path / "a.tar", {"a.mp4": film, "a.txt": b"a film", "b.mp4": video(), "b.txt": b"mute"})
+    reader = WebDataset(files=str(tmp_path / "a.tar"), columns={}, **LIMIT)
+    without = prepared(tmp_path / "without", reader)
+    report = prepared(tmp_path / "with", reader, sound=True)
+
+    assert without["documents"] == report["documents"] == 2
+    corpus = Corpus({"m": str(tmp_path / "with")})
+    heard, mute = (corpus.read("m", number) for number in range(2))
+    kinds = [
+        m.kind for document in (heard, mute) for m in document.media if isinstance(m, MediaFile)
+    ]
+    assert kinds == ["audiovisual", "video"]
+    *_, spectrum = heard.patches("m/0")
+    assert len(heard.patches("m/0")) == len(mute.patches("m/1")) + 1
+    assert spectrum.grid_thw[1] == NUM_MELS // 14
+    assert report["vision_tokens"] == without["vision_tokens"] + spectrum.grid_thw[2] * 2
 
 
 @pytest.mark.parametrize("data", [b"", b"RIFF", tone(400.0, 0.0), video()])

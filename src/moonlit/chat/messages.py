@@ -16,12 +16,16 @@ class Text:
     text: str
 
 
+MediaKind = Literal["picture", "video", "sound", "audiovisual"]
+"""The last one is a video that is read with its sound."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class MediaFile:
     """An encoded file in its native format; what is equal is the file itself."""
 
     data: bytes
-    kind: Literal["picture", "video", "sound"]
+    kind: MediaKind
 
 
 @dataclass(frozen=True, slots=True)
