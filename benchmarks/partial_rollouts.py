@@ -25,7 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rl_step import Gate, Side, tell
+from turns import Side
 
 SEED = 0
 GROUPS, GROUP_SIZE = 8, 4
@@ -46,34 +46,30 @@ def length_of(number: int, seed: int) -> int:
     return max(1, round((LONG if is_long else SHORT) * spread))
 
 
-def run_side(args: argparse.Namespace) -> None:
-    """Train as the gate allows."""
-    import warnings
-    from functools import partial
-
-    import lightning
+def tiny_decoder() -> Any:
+    """The same weights at every call."""
     import torch
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
-    from torch.utils.data import DataLoader
 
-    from data_modules.rl_tasks import Iterations
+    from moonlit.models.kimi import Kimi
+
+    torch.manual_seed(SEED)
+    path = Path(__file__).parents[1] / "conf" / "model" / "tiny.yaml"
+    return Kimi(decoder=instantiate(OmegaConf.load(path)["decoder"]), vision=None)
+
+
+def run_side(args: argparse.Namespace) -> None:
+    """Train as the turns allow."""
+    from functools import partial
+
+    from timed_phase import train
+
     from moonlit.batch import Task, Trajectory
     from moonlit.chat.messages import Message
-    from moonlit.chat.tokenizer import Tokenizer
     from moonlit.losses.policy_gradient import clipped_ratio_loss
-    from moonlit.models.kimi import Kimi
-    from moonlit.optim.baselines import adamw
-    from moonlit.phases.guard import StepGuard
-    from moonlit.phases.visual_rl import VisualRL
     from moonlit.rl.dialogue_environment import trajectory_of
-    from moonlit.rl.engines.native import NativeEngine
-    from moonlit.rl.length_rules import NoRule
     from moonlit.rl.rollout_settings import RolloutSettings
-
-    torch.set_num_threads(args.threads)
-    warnings.filterwarnings("ignore")
-    gate = Gate()
 
     class CutWhereDrawn:
         async def run(self, task: Task, policy: Any, *, seed: int) -> Trajectory:
@@ -85,60 +81,37 @@ def run_side(args: argparse.Namespace) -> None:
         async def aclose(self) -> None:
             pass
 
-    class Tasks(lightning.LightningDataModule):
-        seed, tokenizer, held_out_names = SEED, Tokenizer.embedded(), ()
+    def task_of(number: int) -> Task:
+        prompt = [Message(role="user", content=f"{number}")]
+        return Task(prompt=prompt, domain="d", environment="lengths", answer=number)
 
-        def task(self, number: int) -> Task:
-            prompt = [Message(role="user", content=f"{number}")]
-            return Task(prompt=prompt, domain="d", environment="lengths", answer=number)
+    def told(phase: Any, logged: dict[str, float]) -> dict[str, float]:
+        lengths = [one.num_tokens for group in phase.last_groups for one in group.trajectories]
+        return {
+            "tokens": sum(lengths),
+            "longest": max(lengths),
+            "rollout_s": logged["perf/rollout_s"],
+            "staleness": logged["rl/staleness"],
+        }
 
-        def train_dataloader(self) -> DataLoader:
-            return DataLoader(Iterations(), batch_size=None)
-
-        def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-            return batch
-
-    class Watch(lightning.Callback):
-        def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-            gate.begin_step()
-
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-            logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            answers = [one for group in pl_module.last_groups for one in group.trajectories]
-            gate.end_step(
-                tokens=sum(one.num_tokens for one in answers),
-                longest=max(one.num_tokens for one in answers),
-                rollout_s=logged["perf/rollout_s"],
-                staleness=logged["rl/staleness"],
-            )
-
-    def build_model() -> Kimi:
-        torch.manual_seed(SEED)
-        path = Path(__file__).parents[1] / "conf" / "model" / "tiny.yaml"
-        return Kimi(decoder=instantiate(OmegaConf.load(path)["decoder"]), vision=None)
-
-    phase = VisualRL(
-        objective=partial(clipped_ratio_loss, low=0.5, high=5.0, regularisation=0.03),
+    train(
+        build_model=tiny_decoder,
+        task_of=task_of,
         environment=CutWhereDrawn(),
-        build_engine=NativeEngine.copy_of,
+        objective=partial(clipped_ratio_loss, low=0.5, high=5.0, regularisation=0.03),
+        normalise_advantages=False,
+        learning_rate=1e-4,
         rollouts=RolloutSettings(
-            group_size=GROUP_SIZE, groups_per_iteration=GROUPS, max_new_tokens=2 * LONG,
+            group_size=GROUP_SIZE,
+            groups_per_iteration=GROUPS,
+            max_new_tokens=2 * LONG,
             **SIDES[args.side],
         ),
-        length_rule=NoRule(), normalise_advantages=False, reset_optimizer=False,
-        build_model=build_model,
-        build_optimizer=partial(adamw, lr=1e-4, weight_decay=0.0, encoder_lr_scale=1.0),
-        schedule=lambda step, total_steps: 1.0, trains=["language_model"], max_grad_norm=1.0,
-        selection_bias_rate=0.0,
-        guard=StepGuard(spike_sigmas=float("inf"), window=50, max_skips_in_a_row=3),
-    )  # fmt: skip
-    trainer = lightning.Trainer(
-        accelerator="cpu", devices=1, max_steps=args.iterations, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        use_distributed_sampler=False, callbacks=[Watch()],
-    )  # fmt: skip
-    tell({"torch": torch.__version__})
-    trainer.fit(phase, datamodule=Tasks())
+        told=told,
+        num_steps=args.iterations,
+        num_threads=args.threads,
+        seed=SEED,
+    )
 
 
 def row(side: Side, skip: int) -> str:

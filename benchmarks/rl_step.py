@@ -19,19 +19,17 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from turns import Gate, Side, tell
 
 SEED = 0
 NUM_PROMPTS, GROUP_SIZE, NEW_TOKENS = 8, 8, 16
 LEARNING_RATE = 1e-2
 CLIP = 0.2
-MARK = "@@ "
-"""Before what a side tells; libraries say other things on the same stream."""
 SHAPE: dict[str, Any] = {
     "num_layers": 2, "num_dense_layers": 2, "model_width": 64, "dense_width": 128,
     "num_experts": 2, "top_k": 1, "num_shared_experts": 1, "expert_width": 8, "routed_scale": 1.0,
@@ -43,30 +41,6 @@ SHAPE: dict[str, Any] = {
 def even_share(token_ids: Sequence[int]) -> float:
     """The reward: the share of even ids."""
     return sum(i % 2 == 0 for i in token_ids) / max(1, len(token_ids))
-
-
-class Gate:
-    """Lets a side run a block of steps at a time, and tells how each went."""
-
-    def __init__(self) -> None:
-        self.left = 0
-        self.began_s = 0.0
-
-    def begin_step(self) -> None:
-        """Wait for the word, at the start of a block."""
-        if not self.left:
-            self.left = int(sys.stdin.readline())
-        self.began_s = time.perf_counter()
-
-    def end_step(self, **told: float) -> None:
-        """Tell how long a step took, and more."""
-        self.left -= 1
-        tell({"seconds": time.perf_counter() - self.began_s, **told})
-
-
-def tell(value: dict[str, Any]) -> None:
-    """Write a line that the other process reads."""
-    print(MARK + json.dumps(value), flush=True)
 
 
 # Our side
@@ -132,28 +106,14 @@ def task_of(number: int) -> Any:
 
 
 def run_ours(args: argparse.Namespace) -> None:
-    """Train with ours, as the gate allows."""
-    import warnings
+    """Train with ours, as the turns allow."""
     from functools import partial
 
-    import lightning
-    import torch
-    from torch.utils.data import DataLoader
+    from timed_phase import train
 
-    from data_modules.rl_tasks import Iterations
-    from moonlit.chat.tokenizer import Tokenizer
     from moonlit.losses.policy_gradient import grpo_loss
-    from moonlit.optim.baselines import adamw
-    from moonlit.phases.guard import StepGuard
-    from moonlit.phases.visual_rl import VisualRL
     from moonlit.rl.dialogue_environment import DialogueEnvironment
-    from moonlit.rl.engines.native import NativeEngine
-    from moonlit.rl.length_rules import NoRule
     from moonlit.rl.rollout_settings import RolloutSettings
-
-    torch.set_num_threads(args.threads)
-    warnings.filterwarnings("ignore")
-    gate = Gate()
 
     class EvenIds:
         async def judge(self, task: Any, trajectory: Any) -> dict[str, float]:
@@ -161,50 +121,21 @@ def run_ours(args: argparse.Namespace) -> None:
             ids = zip(row.input_ids, row.is_sampled, strict=True)
             return {"even": even_share([i for i, sampled in ids if sampled])}
 
-    class Tasks(lightning.LightningDataModule):
-        seed, tokenizer, held_out_names = SEED, Tokenizer.embedded(), ()
-
-        def task(self, number: int) -> Any:
-            return task_of(number % 1000)
-
-        def train_dataloader(self) -> DataLoader:
-            return DataLoader(Iterations(), batch_size=None)
-
-        def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-            return batch
-
-    class Watch(lightning.Callback):
-        def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-            gate.begin_step()
-
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-            gate.end_step(reward=float(trainer.callback_metrics["rl/reward_mean"]))
-
-    phase = VisualRL(
-        objective=partial(grpo_loss, clip_low=CLIP, clip_high=CLIP),
+    train(
+        build_model=our_text_model,
+        task_of=lambda number: task_of(number % 1000),
         environment=DialogueEnvironment(judge=EvenIds()),
-        build_engine=NativeEngine.copy_of,
+        objective=partial(grpo_loss, clip_low=CLIP, clip_high=CLIP),
+        normalise_advantages=True,
+        learning_rate=LEARNING_RATE,
         rollouts=RolloutSettings(
             group_size=GROUP_SIZE, groups_per_iteration=NUM_PROMPTS, max_new_tokens=NEW_TOKENS
         ),
-        length_rule=NoRule(),
-        normalise_advantages=True,
-        reset_optimizer=False,
-        build_model=our_text_model,
-        build_optimizer=partial(adamw, lr=LEARNING_RATE, weight_decay=0.0, encoder_lr_scale=1.0),
-        schedule=lambda step, total_steps: 1.0,
-        trains=["language_model"],
-        max_grad_norm=1.0,
-        selection_bias_rate=0.0,
-        guard=StepGuard(spike_sigmas=float("inf"), window=50, max_skips_in_a_row=3),
+        told=lambda _, logged: {"reward": logged["rl/reward_mean"]},
+        num_steps=args.steps,
+        num_threads=args.threads,
+        seed=SEED,
     )
-    trainer = lightning.Trainer(
-        accelerator="cpu", devices=1, max_steps=args.steps, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        use_distributed_sampler=False, callbacks=[Watch()],
-    )  # fmt: skip
-    tell({"torch": torch.__version__, "lightning": lightning.__version__})
-    trainer.fit(phase, datamodule=Tasks())
 
 
 # TRL's side
@@ -265,40 +196,6 @@ def run_trl(args: argparse.Namespace) -> None:
     tell({"torch": torch.__version__, "transformers": transformers.__version__,
           "trl": trl.__version__})  # fmt: skip
     trainer.train()
-
-
-# Both
-
-
-class Side:
-    """A process that trains when it is told to."""
-
-    def __init__(
-        self, name: str, python: str, script: str, words: Sequence[str], log: Path
-    ) -> None:
-        self.name, self.steps = name, []
-        with log.open("w") as said:
-            self.process = subprocess.Popen(
-                [python, script, "--side", name, *words],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True,
-            )  # fmt: skip
-        self.told = self.lines(log)
-        self.versions = next(self.told)
-
-    def lines(self, log: Path) -> Iterator[dict[str, Any]]:
-        """Read what it tells."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith(MARK):
-                yield json.loads(line.removeprefix(MARK))
-        raise SystemExit(f"{self.name} ended with {self.process.wait()}: see {log}")
-
-    def block(self, num_steps: int) -> None:
-        """Let it take so many steps."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{num_steps}\n")
-        self.process.stdin.flush()
-        self.steps += [next(self.told) for _ in range(num_steps)]
 
 
 def row(side: Side) -> str:

@@ -5,7 +5,7 @@ import heapq
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
 
@@ -15,6 +15,7 @@ from moonlit.agents.environment import Environment, VerifierError
 from moonlit.batch import Group, Segment, Task, Trajectory
 from moonlit.rl.packing import trained_segments
 from moonlit.rl.rollout_manager import RolloutManager, TooManyErrorsError, seed_of, teaches
+from tests.rl.managers import MADE
 from tests.rl.scripted import Scripted, conversation
 
 K = 2
@@ -84,16 +85,6 @@ class Lengths:
 
     async def aclose(self) -> None:
         self.closed = True
-
-
-MADE: list[RolloutManager] = []
-
-
-@pytest.fixture(autouse=True)
-def _close_managers() -> Iterator[None]:
-    yield
-    while MADE:
-        MADE.pop().close()
 
 
 def make(

@@ -1,7 +1,7 @@
 """Which task comes next: by pass rate, from easy to hard, over ranks and resumes."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import pytest
 from moonlit.batch import Group, Task, Trajectory
 from moonlit.rl.rollout_manager import RolloutManager
 from moonlit.rl.task_order import Curriculum, InOrder, Prioritised, TaskOrder, pass_rate
+from tests.rl.managers import MADE
 from tests.rl.scripted import Scripted, conversation
 
 POOL = 10
@@ -26,16 +27,6 @@ class OddIsSolved:
 
     async def aclose(self) -> None:
         pass
-
-
-MADE: list[RolloutManager] = []
-
-
-@pytest.fixture(autouse=True)
-def _close_managers() -> Iterator[None]:
-    yield
-    while MADE:
-        MADE.pop().close()
 
 
 def task_of(number: int) -> Task:

@@ -67,6 +67,19 @@ class Bench:
         self.ends.insert(0, engine.close)
         return engine
 
+    def other_rank(self, model: Kimi, server: RunningFake, *, patience_s: float) -> VllmEngine:
+        """The engine of a rank that the first one gives the weights for."""
+        engine = VllmEngine(
+            model,
+            [server.fake.address],
+            place=1,
+            keeper=Follower(patience_s),
+            normalises=True,
+            request_timeout_s=30.0,
+        )
+        self.ends.insert(0, engine.close)
+        return engine
+
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
@@ -438,15 +451,7 @@ def test_a_server_that_we_started_is_started_again(bench: Bench):
 
 def test_another_rank_waits_until_the_first_has_given_the_weights(bench: Bench):
     model, server = tiny_model(), bench.server()
-    other = VllmEngine(
-        model,
-        [server.fake.address],
-        place=1,
-        keeper=Follower(5.0),
-        normalises=True,
-        request_timeout_s=30.0,
-    )
-    bench.ends.insert(0, other.close)
+    other = bench.other_rank(model, server, patience_s=5.0)
 
     async def talk() -> Completion:
         await other.update_weights(model, 3)
@@ -461,15 +466,7 @@ def test_another_rank_waits_until_the_first_has_given_the_weights(bench: Bench):
 
 def test_another_rank_says_what_it_waits_for(bench: Bench):
     server = bench.server()
-    other = VllmEngine(
-        tiny_model(),
-        [server.fake.address],
-        place=1,
-        keeper=Follower(0.2),
-        normalises=True,
-        request_timeout_s=30.0,
-    )
-    bench.ends.insert(0, other.close)
+    other = bench.other_rank(tiny_model(), server, patience_s=0.2)
     within(other.update_weights(tiny_model(), 3))
     with pytest.raises(EngineServerError, match=f"{server.fake.address} is not ready"):
         run(other, ask(text(5)))
