@@ -3,7 +3,7 @@
 Same weights (a decoder without experts, in transformers' class on their side), same prompts' ids,
 group size, reward, optimizer, rate and objective (GRPO's clip, advantages over the deviation, no
 KL term, the mean over tokens), float32, the same number of threads. The toy task pays the share of
-even token ids among 16. Each side is a process of its own; they take turns, a block of steps at a
+even token ids in an answer. Each side is a process of its own; they take turns, a block of steps at a
 time, so that a slow minute of the machine falls on both alike. Start-up and the first step count
 nowhere.
 
@@ -27,7 +27,7 @@ from typing import Any
 from turns import Gate, Side, tell
 
 SEED = 0
-NUM_PROMPTS, GROUP_SIZE, NEW_TOKENS = 8, 8, 16
+NUM_PROMPTS, GROUP_SIZE = 8, 8
 LEARNING_RATE = 1e-2
 CLIP = 0.2
 SHAPE: dict[str, Any] = {
@@ -129,7 +129,7 @@ def run_ours(args: argparse.Namespace) -> None:
         normalise_advantages=True,
         learning_rate=LEARNING_RATE,
         rollouts=RolloutSettings(
-            group_size=GROUP_SIZE, groups_per_iteration=NUM_PROMPTS, max_new_tokens=NEW_TOKENS
+            group_size=GROUP_SIZE, groups_per_iteration=NUM_PROMPTS, max_new_tokens=args.new_tokens
         ),
         told=lambda _, logged: {"reward": logged["rl/reward_mean"]},
         num_steps=args.steps,
@@ -184,7 +184,7 @@ def run_trl(args: argparse.Namespace) -> None:
             output_dir=str(args.out / "trl"),
             per_device_train_batch_size=NUM_PROMPTS * GROUP_SIZE,
             num_generations=GROUP_SIZE,
-            max_completion_length=NEW_TOKENS,
+            max_completion_length=args.new_tokens,
             learning_rate=LEARNING_RATE, lr_scheduler_type="constant", weight_decay=0.0,
             max_grad_norm=1.0, beta=0.0, epsilon=CLIP, loss_type="dapo", scale_rewards="group",
             temperature=1.0, top_p=1.0, top_k=0, max_steps=args.steps, seed=SEED,
@@ -229,6 +229,7 @@ def main() -> None:
     parser.add_argument("--trl", help="the Python of an environment with TRL")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--block", type=int, default=5, help="steps that a side takes in a row")
+    parser.add_argument("--new-tokens", type=int, default=16, help="of an answer")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--side", choices=["ours", "TRL"], help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path("runs/rl_step"))
@@ -240,7 +241,8 @@ def main() -> None:
         parser.error("--trl: want the Python of an environment with TRL; see the top of this file")
     args.out.mkdir(parents=True, exist_ok=True)
     hand_over(args.out)
-    words = [f"--steps={args.steps}", f"--threads={args.threads}", f"--out={args.out}"]
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in vars(args).items()
+             if name in ("steps", "threads", "new_tokens", "out")]  # fmt: skip
     sides = [
         Side("ours", sys.executable, __file__, words, args.out / "ours.log"),
         Side("TRL", args.trl, __file__, words, args.out / "trl.log"),
@@ -255,7 +257,7 @@ def main() -> None:
     print(
         f"{platform.machine()}, {args.threads} threads, load {min(loads):.1f} to {max(loads):.1f}"
     )
-    print(f"{NUM_PROMPTS} x {GROUP_SIZE} answers of {NEW_TOKENS} tokens a step")
+    print(f"{NUM_PROMPTS} x {GROUP_SIZE} answers of {args.new_tokens} tokens a step")
     print("\n| side | median s a step | min - max s | completions/s | reward 0.8 | reward 0.95"
           " | last five steps |")  # fmt: skip
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")

@@ -12,7 +12,7 @@ from ranks import Ranks
 from moonlit.optim.muon_clip import MuonClip
 from moonlit.phases.zero_vision_sft import ZeroVisionSFT
 from moonlit.rl.engines.native import NativeEngine
-from moonlit.rl.engines.sync import engine_logprobs, trainer_logprobs
+from moonlit.rl.engines.sync import logprob_gap, trainer_logprobs
 
 ENCODER = ("vision_tower.", "mm_projector.")
 
@@ -44,11 +44,8 @@ def engine_gap(phase: ZeroVisionSFT) -> float:
     """Largest difference of the probe's log-probs between this rank's engine and the shards."""
     engine = NativeEngine.copy_of(phase.model)
     try:
-        return max(
-            float(
-                (engine_logprobs(engine.runner, p) - trainer_logprobs(phase.model, p)).abs().max()
-            )
-            for p in engine.probe.prompts
+        return logprob_gap(
+            engine.runner, trainer_logprobs(phase.model, engine.probe.prompts), engine.probe
         )
     finally:
         engine.close()

@@ -11,7 +11,6 @@ from moonlit.losses.policy_gradient import (
     group_advantages,
     grpo_loss,
     sequence_loss,
-    token_logprobs,
 )
 
 CU = torch.tensor([0, 3, 5])
@@ -134,33 +133,3 @@ def test_advantages_have_no_mean_and_keep_their_scale():
     )
     with pytest.raises(ValueError, match="want finite"):
         group_advantages([1.0, float("nan")])
-
-
-@pytest.mark.parametrize("chunk_tokens", [2, 100])
-@pytest.mark.parametrize(("temperature", "banned_ids"), [(1.0, []), (0.6, [0, 11])])
-def test_log_probs_in_chunks_equal_those_of_all_logits(
-    chunk_tokens: int, temperature: float, banned_ids: list[int]
-):
-    torch.manual_seed(0)
-    hidden = torch.randn(7, 8, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(12, 8, dtype=torch.float64, requires_grad=True)
-    targets = torch.randint(1, 11, (7,))
-    mask = torch.tensor([True, False, True, True, False, True, True])
-    upstream = torch.randn(7, dtype=torch.float64)
-
-    logprobs, entropy = token_logprobs(
-        hidden, weight, targets, mask,
-        temperature=temperature, banned_ids=banned_ids, chunk_tokens=chunk_tokens,
-    )  # fmt: skip
-    grads = torch.autograd.grad((logprobs * upstream).sum(), (hidden, weight))
-
-    allowed = [i for i in range(12) if i not in banned_ids]
-    all_logprobs = torch.full((7, 12), -torch.inf, dtype=torch.float64)
-    all_logprobs[:, allowed] = (hidden @ weight.T / temperature)[:, allowed].log_softmax(-1)
-    wanted = all_logprobs.gather(-1, targets[:, None])[:, 0] * mask
-    wanted_grads = torch.autograd.grad((wanted * upstream).sum(), (hidden, weight))
-    torch.testing.assert_close(logprobs, wanted, rtol=0, atol=1e-12)
-    torch.testing.assert_close(grads, wanted_grads, rtol=0, atol=1e-12)
-    plain_entropy = -(all_logprobs.exp() * all_logprobs)[:, allowed].sum(-1) * mask
-    torch.testing.assert_close(entropy, plain_entropy, rtol=0, atol=1e-12)
-    assert not entropy.requires_grad

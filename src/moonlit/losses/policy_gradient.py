@@ -9,7 +9,7 @@ It is to be maximised (the text says "minimise"), so the loss is $-L$. $N$ is th
 sampled tokens of the step: the phase divides by it. Two passages of the report disagree; both
 readings are switches, see ``clipped_ratio_loss``.
 
-Axes: T tokens of a packed row, S documents (segments) in it, V vocabulary, D width, C of a chunk.
+Axes: T tokens of a packed row, S documents (segments) in it.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,6 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
-
-from moonlit.losses.language_modeling import CHUNK_TOKENS
 
 BOUNDS = ("ratio", "log_ratio")
 
@@ -186,52 +183,3 @@ def group_advantages(rewards: Sequence[float], *, normalise: bool = False) -> li
     if normalise and len(values) > 1:
         advantages = advantages / (values.std() + 1e-6)
     return advantages.tolist()
-
-
-def token_logprobs(
-    hidden_TD: Float[Tensor, "T D"],
-    lm_head_weight_VD: Float[Tensor, "V D"],
-    target_ids: Int[Tensor, " T"],
-    loss_mask: Bool[Tensor, " T"],
-    *,
-    temperature: float = 1.0,
-    banned_ids: Sequence[int] = (),
-    chunk_tokens: int = CHUNK_TOKENS,
-) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
-    """Log-probability of every trained target, with its gradient, and the entropy there [nats].
-
-    Logits exist for ``chunk_tokens`` tokens at a time: the backward pass makes them again. Outside
-    the mask both are 0. The entropy has no gradient.
-
-    Args:
-        hidden_TD: decoder output after the final norm.
-        lm_head_weight_VD: the untied head.
-        target_ids: the token that follows each position.
-        loss_mask: True where the target was sampled.
-        temperature: what the sampler divided the logits by.
-        banned_ids: what the sampler could not draw: without them both mean the same distribution.
-        chunk_tokens: rows of logits that exist at once.
-
-    Raises:
-        ValueError: for a temperature that is not positive.
-    """
-    if temperature <= 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
-    dtype = torch.promote_types(hidden_TD.dtype, torch.float32)
-    logprobs_T = torch.zeros(len(hidden_TD), dtype=dtype, device=hidden_TD.device)
-    entropy_T = torch.zeros_like(logprobs_T)
-
-    def scored(hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
-        logits_CV = (hidden_CD @ weight_VD.T).to(dtype) / temperature
-        logits_CV[:, list(banned_ids)] = -torch.inf
-        all_CV = logits_CV.log_softmax(dim=-1)
-        entropy_C = torch.special.entr(all_CV.detach().exp()).sum(dim=-1)
-        return all_CV.gather(-1, targets_C[:, None]).squeeze(-1), entropy_C
-
-    for rows_C in loss_mask.nonzero().squeeze(-1).split(chunk_tokens):
-        logprobs_C, entropy_C = checkpoint(
-            scored, hidden_TD[rows_C], lm_head_weight_VD, target_ids[rows_C], use_reentrant=False
-        )  # pyright: ignore[reportGeneralTypeIssues]
-        logprobs_T = logprobs_T.index_put((rows_C,), logprobs_C)
-        entropy_T = entropy_T.index_put((rows_C,), entropy_C)
-    return logprobs_T, entropy_T

@@ -128,11 +128,12 @@ class LatentCache:
                 f" {len(self.selected)} sequences of the cache are selected"
             )
         pairs = list(zip(self.selected, segments.lengths, strict=True))
-        self._require_pages(sum(self.num_new_pages(*pair) for pair in pairs))
+        missing = [self.num_new_pages(*pair) for pair in pairs]
+        self._require_pages(sum(missing))
         slots: list[int] = []
         taken: list[int] = []
-        for sequence, new in pairs:
-            if self._writes_into_shared_page(sequence):
+        for (sequence, new), num_pages in zip(pairs, missing, strict=True):
+            if num_pages and self._writes_into_shared_page(sequence):
                 self._unshare_last_page(sequence)
             while len(sequence.pages) * self.page_tokens < sequence.length + new:
                 taken.append(self._take())
@@ -163,6 +164,8 @@ class LatentCache:
 
     def _slots(self, sequence: CachedSequence, new: int) -> list[int]:
         size = self.page_tokens
+        if new == 1:
+            return [sequence.pages[-1] * size + sequence.length % size]
         return [
             sequence.pages[place // size] * size + place % size
             for place in range(sequence.length, sequence.length + new)

@@ -51,7 +51,19 @@ class RMSNorm(nn.Module):
         """Return ``x / sqrt(mean(x^2) + eps) * weight``."""
         if x.is_cuda:
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        if not torch.is_grad_enabled():  # entering a Function costs more than a short row's norm
+            return normalised(x, self.weight, self.eps)[0]
         return RMSNormOnCPU.apply(x, self.weight, self.eps)
+
+
+def normalised(
+    x: Float[Tensor, "T D"], weight: Float[Tensor, " D"], eps: float
+) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T 1"]]:
+    """Normalise in fp32 (fp64 where given), then apply the gain; return the inverse RMS too."""
+    exact = torch.promote_types(x.dtype, torch.float32)
+    norm_T1 = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact)
+    inverse_rms_T1 = (norm_T1.square_() / x.shape[-1]).add_(eps).rsqrt_()
+    return (x * inverse_rms_T1).to(x.dtype).mul_(weight), inverse_rms_T1
 
 
 class RMSNormOnCPU(torch.autograd.Function):
@@ -65,12 +77,10 @@ class RMSNormOnCPU(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, x: Float[Tensor, "T D"], weight: Float[Tensor, " D"], eps: float
     ) -> Float[Tensor, "T D"]:
-        """Normalise in fp32 (fp64 where given), then apply the gain."""
-        exact = torch.promote_types(x.dtype, torch.float32)
-        norm_T1 = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact)
-        inverse_rms_T1 = (norm_T1.square() / x.shape[-1] + eps).rsqrt()
+        """Normalise, and keep what the backward pass needs."""
+        y, inverse_rms_T1 = normalised(x, weight, eps)
         ctx.save_for_backward(x, weight, inverse_rms_T1)
-        return (x * inverse_rms_T1).to(x.dtype).mul_(weight)
+        return y
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]

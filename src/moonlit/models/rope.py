@@ -7,6 +7,7 @@ Axes: T tokens (or patches), H heads, Dr rotating width, Dr/2 pairs.
 """
 
 import math
+from functools import lru_cache
 
 import torch
 from jaxtyping import Complex, Float, Int
@@ -33,7 +34,7 @@ def yarn_inverse_frequencies(shape: DecoderShape) -> Float[Tensor, " pairs"]:
     Source: YaRN, arXiv:2309.00071, Sec. 3.2, with DeepSeek's rounding of the ramp's ends.
     """
     width, theta = shape.qk_rope_width, shape.rope_theta
-    pair = torch.arange(width // 2, dtype=torch.float32)
+    pair = torch.arange(width // 2, dtype=torch.float32, device="cpu")
     frequency = theta ** (-2 * pair / width)
 
     def pair_turning(times: float) -> float:
@@ -44,6 +45,13 @@ def yarn_inverse_frequencies(shape: DecoderShape) -> Float[Tensor, " pairs"]:
     high = min(math.ceil(pair_turning(shape.yarn_beta_slow)), width - 1)
     interpolated = ((pair - low) / max(high - low, 0.001)).clamp(0, 1)
     return frequency * (1 - interpolated) + frequency / shape.yarn_factor * interpolated
+
+
+@lru_cache(maxsize=16)  # every forward asks: a step of decoding takes about as long as this does
+def frequencies_on(device: torch.device, shape: DecoderShape) -> Float[Tensor, " pairs"]:
+    """Return the inverse frequencies on a device."""
+    with torch.inference_mode(False):  # whoever asks first: training may keep them for backward
+        return yarn_inverse_frequencies(shape).to(device)
 
 
 def yarn_magnitude(factor: float, mscale: float) -> float:
@@ -60,7 +68,7 @@ def decoder_rotation(
     the ratio of the two magnitudes, one in every released config.
     """
     # fp32: in bf16 positions above 256 collide.
-    angles = position_ids[:, None] * yarn_inverse_frequencies(shape).to(position_ids.device)
+    angles = position_ids[:, None] * frequencies_on(position_ids.device, shape)
     magnitude = yarn_magnitude(shape.yarn_factor, shape.yarn_mscale) / yarn_magnitude(
         shape.yarn_factor, shape.yarn_mscale_all_dim
     )

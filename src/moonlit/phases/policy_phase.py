@@ -20,7 +20,8 @@ from torch import Tensor
 from moonlit.agents.environment import Environment, GroupJudge
 from moonlit.batch import Group, PackedBatch, Task
 from moonlit.losses.language_modeling import next_token_loss
-from moonlit.losses.policy_gradient import PolicyObjective, token_logprobs
+from moonlit.losses.policy_gradient import PolicyObjective
+from moonlit.losses.token_logprobs import token_logprobs
 from moonlit.models.decoder import DecoderOutput
 from moonlit.phases.base import PhaseModule
 from moonlit.phases.held_out_rewards import HeldOutAnswer, HeldOutRewards

@@ -184,10 +184,13 @@ class FakeVllm:
             return web.json_response({"error": {"message": "the prompt is too long"}}, status=400)
         answer: dict[str, Any] = {"prompt_logprobs": None}
         if "prompt_logprobs" in wanted:
-            row = trainer_logprobs(self.model, Prompt(ids, media, MEDIA_PAD_ID)).tolist()
+            (scores,) = trainer_logprobs(self.model, [Prompt(ids, media, MEDIA_PAD_ID)])
             answer["prompt_logprobs"] = [
                 None,
-                *({str(i): {"logprob": logprob}} for i, logprob in zip(ids[1:], row, strict=True)),
+                *(
+                    {str(token_id): {"logprob": logprob}}
+                    for token_id, logprob in zip(ids[1:], scores.tolist(), strict=True)
+                ),
             ]
         tokens, logprobs, reason = await self.sampled(body, media)
         told = self.told_label or self.label

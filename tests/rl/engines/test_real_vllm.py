@@ -16,7 +16,7 @@ from moonlit.chat.tokenizer import Tokenizer
 from moonlit.hub.writer import save_released
 from moonlit.models.kimi import Kimi
 from moonlit.rl.engines.base import Completion, Request
-from moonlit.rl.engines.sync import Probe, WeightSyncError, probe_logprobs
+from moonlit.rl.engines.sync import Probe, WeightSyncError, trainer_logprobs
 from moonlit.rl.engines.vllm import weights as vllm_weights
 from moonlit.rl.engines.vllm.engine import VllmEngine
 from moonlit.rl.engines.vllm.fleet import Fleet
@@ -116,7 +116,7 @@ class Started:
         probe = self.engine.probe
         rows = [Probe([prompt]) for prompt in probe.prompts]
         return [
-            self.engine.thread.run(self.server.gap(row, probe_logprobs(model, row), salt))
+            self.engine.thread.run(self.server.gap(row, trainer_logprobs(model, row.prompts), salt))
             for row in rows
         ]
 

@@ -296,6 +296,8 @@ class ContinuousBatch:
 
     def make_room(self) -> None:
         """Free pages for everybody's next token; the last to come waits again if there are none."""
+        if self.cache.max_pages is None:
+            return
         while not self.free_pages(
             sum(self.cache.num_new_pages(generation.sequence, 1) for generation in self.running)
         ):

@@ -26,7 +26,7 @@ from moonlit.rl.engines.sync import (
     WeightSyncError,
     copy_weights,
     logprob_gap,
-    probe_logprobs,
+    trainer_logprobs,
 )
 
 MAX_LOGPROB_GAP, MAX_LOGPROB_GAP_16 = 0.02, 0.2
@@ -136,7 +136,7 @@ class NativeEngine:
             ValueError: if the module is not this model's twin.
         """
         await self.take_weights(
-            module.state_dict, version, trained=lambda: probe_logprobs(module, self.probe)
+            module.state_dict, version, trained=lambda: trainer_logprobs(module, self.probe.prompts)
         )
 
     async def take_weights(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from moonlit.models.kimi import Kimi
 from moonlit.rl.engines.base import Completion, Request
-from moonlit.rl.engines.sync import Probe, WeightSyncError, probe_logprobs, whole
+from moonlit.rl.engines.sync import Probe, WeightSyncError, trainer_logprobs, whole
 from moonlit.rl.engines.wire import (
     MAX_PART_BYTES,
     SECRET_HEADER,
@@ -154,7 +154,7 @@ class RemoteEngine:
         assert isinstance(module, Kimi)
         if self.probe is None:
             self.probe = Probe.for_model(module)
-        trained = probe_logprobs(module, self.probe)
+        trained = trainer_logprobs(module, self.probe.prompts)
         part: dict[str, Tensor] = {}
         for name, tensor in module.state_dict().items():
             part[name] = whole(tensor).detach().cpu().contiguous()

@@ -36,7 +36,8 @@ class BatchSampling:
     temperature_B1: Float[Tensor, "B 1"]
     top_p_B1: Float[Tensor, "B 1"] | None
     """None where no sequence has one below 1."""
-    is_greedy_B: Bool[Tensor, " B"]
+    is_greedy_B: Bool[Tensor, " B"] | None
+    """None where no sequence is."""
     banned: tuple[Int[Tensor, " bans"], Int[Tensor, " bans"]]
     """Rows and columns."""
 
@@ -59,7 +60,7 @@ class BatchSampling:
         return cls(
             temperature_B1=torch.where(is_greedy_B, 1.0, temperatures)[:, None],
             top_p_B1=top_p if bool((top_p < 1).any()) else None,
-            is_greedy_B=is_greedy_B,
+            is_greedy_B=is_greedy_B if bool(is_greedy_B.any()) else None,
             banned=(rows, columns),
         )
 
@@ -75,7 +76,6 @@ def sample(
         uniforms: in [0, 1), float64; a row's token depends on its own only.
     """
     logits = logits.float()
-    log_total_B = logits.logsumexp(dim=-1)
     scores_BV = logits / settings.temperature_B1
     scores_BV[settings.banned] = -torch.inf
     probs_BV = scores_BV.softmax(dim=-1)
@@ -87,14 +87,16 @@ def sample(
     # Rounding may lift u * total to the total itself, behind the last token.
     target_B1 = (uniforms[:, None] * total_B1).minimum(total_B1.nextafter(total_B1.new_zeros(())))
     token_B1 = torch.searchsorted(cumulative_BV, target_B1, right=True)
-    token_B1 = torch.where(
-        settings.is_greedy_B[:, None], scores_BV.argmax(dim=-1, keepdim=True), token_B1
-    ).clamp_(max=logits.shape[1] - 1)  # a row that is not finite finds none
+    greedy_B = settings.is_greedy_B
+    if greedy_B is not None:
+        best_B1 = scores_BV.argmax(dim=-1, keepdim=True)
+        token_B1 = torch.where(greedy_B[:, None], best_B1, token_B1)
+    token_B1.clamp_(max=logits.shape[1] - 1)  # a row that is not finite finds none
     behavior_B = (probs_BV.gather(-1, token_B1) / total_B1).log()[:, 0]
     return Sampled(
         token_ids_B=token_B1[:, 0],
-        behavior_logprobs_B=behavior_B.masked_fill(settings.is_greedy_B, 0.0),
-        untempered_logprobs_B=logits.gather(-1, token_B1)[:, 0] - log_total_B,
+        behavior_logprobs_B=behavior_B if greedy_B is None else behavior_B.masked_fill(greedy_B, 0),
+        untempered_logprobs_B=logits.log_softmax(dim=-1).gather(-1, token_B1)[:, 0],
     )
 
 

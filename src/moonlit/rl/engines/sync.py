@@ -9,6 +9,7 @@ Axes: T tokens, V vocabulary.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from jaxtyping import Float
@@ -24,7 +25,7 @@ from moonlit.rl.engines.prompt import Prompt
 from moonlit.rl.engines.runner import Runner
 
 PROBE_TOKENS = 24
-PROBE_PREFILL = 16
+PROBE_PREFILL = 20
 """So many tokens of a probe row come as a prompt, the others one by one."""
 PROBE_GRID = (1, 4, 4)
 
@@ -54,7 +55,7 @@ class Probe:
                 pixel_values=pixels.to(torch.uint8), grid_thw=torch.tensor([PROBE_GRID])
             )
             row = [ids[2][0], *[shape.media_pad_id] * media.num_tokens, *ids[2][1:]]
-            prompts.append(Prompt(row[: shape.max_positions], media, shape.media_pad_id))
+            prompts.append(Prompt(row[:length], media, shape.media_pad_id))
         return cls(prompts)
 
 
@@ -91,57 +92,67 @@ def logprob_gap(runner: Runner, trained: Sequence[Tensor], probe: Probe) -> floa
         trained: the trainer's log-probs, a row each.
         probe: the rows.
     """
-    gaps = [
-        (engine_logprobs(runner, prompt) - theirs.to(runner.device))
-        .abs()
-        .nan_to_num(nan=torch.inf)
-        .max()
-        for prompt, theirs in zip(probe.prompts, trained, strict=True)
-    ]
-    return float(torch.stack(gaps).max())
-
-
-@torch.no_grad()
-def probe_logprobs(module: nn.Module, probe: Probe) -> list[Tensor]:
-    """Return the trainer's log-probs of the probe, a row each; every rank must ask."""
-    return [trainer_logprobs(module, prompt) for prompt in probe.prompts]
+    pairs = zip(engine_logprobs(runner, probe.prompts), trained, strict=True)
+    gaps = torch.cat([ours - theirs.to(runner.device) for ours, theirs in pairs])
+    return float(gaps.abs().nan_to_num(nan=torch.inf).max())
 
 
 @torch.inference_mode()
-def engine_logprobs(runner: Runner, prompt: Prompt) -> Float[Tensor, " T_minus_1"]:
-    """Log-prob of each token behind the first: a prefill, then steps of one token."""
-    sequence = CachedSequence()
-    features = runner.features([(prompt, 0)])
-    cuts = [prompt.ids[:PROBE_PREFILL], *([token] for token in prompt.ids[PROBE_PREFILL:-1])]
+def engine_logprobs(runner: Runner, prompts: Sequence[Prompt]) -> list[Float[Tensor, " T_minus_1"]]:
+    """Log-prob of each token behind the first of each row: a prefill, then steps of one token."""
+    sequences = [CachedSequence() for _ in prompts]
+    longest = max(len(prompt.ids) for prompt in prompts)
+    cuts = [0, *range(min(PROBE_PREFILL, longest - 1), longest)]
+    logits: list[list[Tensor]] = [[] for _ in prompts]
+    features = runner.features([(prompt, 0) for prompt in prompts])
     try:
-        logits = [
-            runner.all_logits([sequence], [ids], features if place == 0 else None)
-            for place, ids in enumerate(cuts)
-        ]
+        for start, end in pairwise(cuts):
+            fed = [row for row, prompt in enumerate(prompts) if start < len(prompt.ids) - 1]
+            new_ids = [prompts[row].ids[start:end] for row in fed]
+            scores_TV = runner.all_logits([sequences[row] for row in fed], new_ids, features)
+            for row, part in zip(fed, scores_TV.split(list(map(len, new_ids))), strict=True):
+                logits[row].append(part)
+            features = None  # the prefill took them
     finally:
-        runner.cache.release(sequence)
-    return logprobs_of(torch.cat(logits), prompt.ids[1:])
+        for sequence in sequences:
+            runner.cache.release(sequence)
+    return [
+        logprobs_of(torch.cat(parts)[: len(prompt.ids) - 1], prompt.ids[1:])
+        for parts, prompt in zip(logits, prompts, strict=True)
+    ]
 
 
-def trainer_logprobs(module: nn.Module, prompt: Prompt) -> Float[Tensor, " T_minus_1"]:
-    """Log-prob of each token behind the first, by the forward that training runs."""
+@torch.no_grad()
+def trainer_logprobs(
+    module: nn.Module, prompts: Sequence[Prompt]
+) -> list[Float[Tensor, " T_minus_1"]]:
+    """Log-prob of each token behind the first of each row, by the forward that training runs.
+
+    Every rank of a sharded module must ask.
+    """
     if not isinstance(module, Kimi):
         raise TypeError(f"update_weights wants a Kimi, got {type(module).__name__}")
     device = next(module.parameters()).device
-    ids = torch.tensor(prompt.ids, device=device)
+    lengths = [len(prompt.ids) for prompt in prompts]
+    ids = torch.tensor([token for prompt in prompts for token in prompt.ids], device=device)
+    positions = torch.cat([torch.arange(length, device=device) for length in lengths])
     with evaluation_mode(module):
-        media = prompt.media
+        media = [prompt.media for prompt in prompts if prompt.media is not None]
         features = None
-        if media is not None:
+        if media:
             features = module.encode_media(
                 PackedMedia(
-                    pixel_values=media.pixel_values.to(device), grid_thw=media.grid_thw.to(device)
+                    pixel_values=torch.cat([one.pixel_values for one in media]).to(device),
+                    grid_thw=torch.cat([one.grid_thw for one in media]).to(device),
                 )
             )
-        bounds = torch.tensor([0, len(ids)], device=device)
-        output = module(ids, torch.arange(len(ids), device=device), bounds, features)
-        logits = module.logits(output.hidden_TD[:-1])
-    return logprobs_of(logits, prompt.ids[1:])
+        bounds = torch.tensor([0, *accumulate(lengths)])
+        output = module(ids, positions, bounds, features)
+        rows = module.logits(output.hidden_TD).split(lengths)
+    return [
+        logprobs_of(logits[:-1], prompt.ids[1:])
+        for logits, prompt in zip(rows, prompts, strict=True)
+    ]
 
 
 def logprobs_of(logits: Float[Tensor, "T V"], ids: Sequence[int]) -> Float[Tensor, " T"]:

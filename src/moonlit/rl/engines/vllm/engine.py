@@ -24,7 +24,7 @@ from moonlit.rl.engines.base import Completion, Request
 from moonlit.rl.engines.native import MAX_LOGPROB_GAP, MAX_LOGPROB_GAP_16, media_ids
 from moonlit.rl.engines.prompt import require_fit
 from moonlit.rl.engines.remote import RETRY_S
-from moonlit.rl.engines.sync import Probe, probe_logprobs
+from moonlit.rl.engines.sync import Probe, trainer_logprobs
 from moonlit.rl.engines.vllm.answering import Answering
 from moonlit.rl.engines.vllm.fleet import Fleet
 from moonlit.rl.engines.vllm.follower import Follower
@@ -240,7 +240,7 @@ class VllmEngine:
         await self.pause()
         try:
             with autocast_of(self.precision, next(module.parameters()).device):
-                trained = probe_logprobs(module, self.probe)
+                trained = trainer_logprobs(module, self.probe.prompts)
             label = f"{version}-{self.run_name}"
             sync = self.keeper.prepared(module, label, self.probe, trained)
             self.version = version
