@@ -9,8 +9,6 @@ are sixteen times as long; it is cut there, so the weights do not matter.
 A side's first iterations are in no number: those of partial rollouts bring short answers only. What
 counts is seconds a trained token, since both must train on answers of the same lengths in the end.
 
-Not yet run to its end: both sides take their turns, the table has not been seen.
-
     python benchmarks/partial_rollouts.py
 
 Source: Kimi-Researcher tells of at least 1.5x from turn-level partial rollouts; lengths are ours.

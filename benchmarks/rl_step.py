@@ -3,15 +3,15 @@
 Same weights (a decoder without experts, in transformers' class on their side), same prompts' ids,
 group size, reward, optimizer, rate and objective (GRPO's clip, advantages over the deviation, no
 KL term, the mean over tokens), float32, the same number of threads. The toy task pays the share of
-even token ids in an answer. Each side is a process of its own; they take turns, a block of steps at a
-time, so that a slow minute of the machine falls on both alike. Start-up and the first step count
+even token ids in an answer. Each side is a process of its own; they take turns, a block of steps at
+a time, so that a slow minute of the machine falls on both alike. Start-up and the first step count
 nowhere.
 
 TRL wants an environment of its own (its dependencies would move ours):
 
     uv venv --python 3.11 runs/trl
     uv pip install --python runs/trl/bin/python torch==2.13.0 transformers==5.23.0 trl==1.16.0
-    python benchmarks/rl_step.py --trl runs/trl/bin/python     # about 5 minutes on 2 cores
+    python benchmarks/rl_step.py --trl runs/trl/bin/python     # 2 minutes on 2 cores
 """
 
 import argparse
