@@ -4,7 +4,9 @@ A step's batches are a pure function of its number, the plan and the rank, so an
 gives the same bytes, and resuming is starting at an integer.
 """
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -157,8 +159,18 @@ class PlannedLoader:
 def settle_worker(worker: int) -> None:
     """Leave the cores to the training, and signals to the trainer, which ends the workers.
 
-    Ctrl-C and SLURM reach every process of a job; the step in hand still needs its data.
+    Ctrl-C and SLURM reach every process of a job; the step in hand still needs its data. A process
+    that ends sends its workers SIGTERM and waits for them, so that one of the trainer's is obeyed.
     """
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=end_with_trainer, daemon=True).start()
+
+
+def end_with_trainer() -> None:
+    """Wait for a SIGTERM of the process that began this one."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -1,6 +1,11 @@
 """Steps as batches: the same bytes for any number of workers, ranks and restarts."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -142,3 +147,37 @@ def test_too_many_corrupt_documents_stop_the_run(damaged: EmbeddedWorld):
     loader = PlannedLoader(steps_of(damaged), num_workers=0, max_corrupt_documents=0.5)
     with pytest.raises(ValueError, match=r"1 corrupt documents, .*max_corrupt_fraction.*counting/"):
         list(loader)
+
+
+HOLDS_A_LOADER = """
+import os, sys
+from data_modules.components.stream import PlannedLoader, Step
+
+class Steps:
+    def __len__(self): return 8
+    def __getitem__(self, step): return Step(microbatches=[os.getpid()], corrupt={})
+
+steps = iter(PlannedLoader(Steps(), num_workers=1, max_corrupt_documents=0))
+(worker,) = next(steps)
+print(worker, flush=True)
+sys.stdin.readline()
+print(next(steps) == [worker], flush=True)
+kept = [steps]  # as a strategy keeps what it reads ahead from
+"""
+
+
+def test_a_worker_heeds_its_trainer_only():
+    """Catches: one that ends with the job's signal, and one that its trainer waits for for ever."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDS_A_LOADER],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    worker = int(process.stdout.readline())
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        os.kill(worker, number)
+    time.sleep(0.2)  # a signal that kills has done so
+    said, _ = process.communicate("\n", timeout=60)
+    assert said == "True\n"
+    assert process.returncode == 0

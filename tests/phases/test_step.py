@@ -1,6 +1,7 @@
 """The one training step that every phase shares."""
 
 import math
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -99,6 +100,16 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path):
     for name, buffer in whole.named_buffers():
         assert torch.equal(buffer, resumed.get_buffer(name)), name
     assert whole.guard.state_dict() == resumed.guard.state_dict()
+
+
+def test_a_resumed_run_of_another_length_says_that_schedules_move(tmp_path: Path):
+    fit(max_steps=3, callbacks=[SaveAt(2, tmp_path / "two.ckpt")])
+
+    with pytest.warns(UserWarning, match="max_steps=4, but the checkpoint's run was to take 3"):
+        fit(max_steps=4, resume_from=tmp_path / "two.ckpt")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="trainer.max_steps")
+        fit(max_steps=3, resume_from=tmp_path / "two.ckpt")
 
 
 class PoisonLoss(JointPretraining):

@@ -253,11 +253,18 @@ class PhaseModule(LightningModule):
         """Keep the guard, and the model's shape so that the file can be read on its own."""
         vision = self.model.vision_shape
         checkpoint["guard"] = self.guard.state_dict()
+        checkpoint["max_steps"] = self.trainer.max_steps
         checkpoint["shapes"] = {
             "decoder": asdict(self.model.decoder_shape),
             "vision": None if vision is None else asdict(vision),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the guard's memory."""
+        """Restore the guard's memory; say where the run gets another length."""
         self.guard.load_state_dict(checkpoint["guard"])
+        planned = checkpoint.get("max_steps", self.trainer.max_steps)
+        if planned != self.trainer.max_steps:
+            rank_zero_warn(
+                f"trainer.max_steps={self.trainer.max_steps}, but the checkpoint's run was to take "
+                f"{planned}: schedules that depend on the length go on as if it always was the new"
+            )
