@@ -39,6 +39,8 @@ class PackedBatch:
     """Position inside the document, from zero."""
     cu_seqlens: Int[Tensor, " S_plus_1"]
     """Document boundaries: 0, then the running total of lengths, T last."""
+    prefix_of_document: Int[Tensor, " S"] | None = None
+    """The document whose tokens each one continues, and sees; -1: none. None: nobody does."""
     loss_mask: Bool[Tensor, " T"]
     """True where the prediction of ``target_ids`` is trained."""
     media: PackedMedia | None = None

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from lightning import Callback
 from policy_run import make_phase, run, weights_of
 
@@ -113,3 +114,31 @@ def test_settings_that_make_no_sense_are_refused(change: dict, told: str):
     settings = {"group_size": 4, "groups_per_iteration": 8, "max_new_tokens": 4}
     with pytest.raises(ValueError, match=told):
         RolloutSettings(**settings | change)
+
+
+class FirstStep(Callback):
+    """Keeps the gradient of the first optimizer step, and how many tokens it took."""
+
+    def on_train_start(self, trainer, pl_module):
+        run_rows = pl_module.backbone.run
+
+        def run_and_count(rows, *args, **settings):
+            self.num_tokens = sum(row.num_tokens for row in rows)
+            return run_rows(rows, *args, **settings)
+
+        pl_module.backbone.run = run_and_count
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        self.gradient = torch.cat([gradient.flatten() for gradient in gradients])
+
+
+def test_shared_prompts_change_no_gradient():
+    """Catches: a branch's positions, its first token, a prompt that counts more than once."""
+    shared, copied = FirstStep(), FirstStep()
+    run(make_phase(), max_steps=1, callbacks=[shared])
+    run(make_phase(share_prompts=False), max_steps=1, callbacks=[copied])
+
+    atol = 1e-5 * float(copied.gradient.abs().max())  # float32
+    torch.testing.assert_close(shared.gradient, copied.gradient, rtol=1e-3, atol=atol)
+    assert shared.num_tokens < 0.8 * copied.num_tokens

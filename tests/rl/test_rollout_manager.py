@@ -13,8 +13,8 @@ import pytest
 
 from moonlit.agents.environment import Environment, VerifierError
 from moonlit.batch import Group, Segment, Task, Trajectory
-from moonlit.rl.packing import trained_segments
 from moonlit.rl.rollout_manager import RolloutManager, TooManyErrorsError, seed_of, teaches
+from moonlit.rl.trained_segments import trained_segments
 from tests.rl.managers import MADE
 from tests.rl.scripted import Scripted, conversation
 

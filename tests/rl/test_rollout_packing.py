@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from moonlit.batch import Group, PackedMedia, Segment, Task, Trajectory
-from moonlit.rl.packing import TrainedSegment, pack, trained_segments
+from moonlit.rl.packing import pack
+from moonlit.rl.trained_segments import TrainedSegment, trained_segments
 
 TASK = Task(prompt=[], domain="d", environment="e", answer=1)
 

@@ -50,7 +50,13 @@ class Backbone:
         for number, (batch, feature) in enumerate(zip(microbatches, features, strict=True)):
             with at(f"the backbone, microbatch {number + 1} of {len(microbatches)}"):
                 self.before(number, len(microbatches))
-                output = self.model(batch.input_ids, batch.position_ids, batch.cu_seqlens, feature)
+                output = self.model(
+                    batch.input_ids,
+                    batch.position_ids,
+                    batch.cu_seqlens,
+                    feature,
+                    prefix_of_document=batch.prefix_of_document,
+                )
                 loss = self.loss(output, batch)
                 if loss.requires_grad:  # text alone teaches a lone encoder nothing
                     self.backward(normalise(loss))

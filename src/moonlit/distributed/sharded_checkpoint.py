@@ -9,6 +9,7 @@ what Lightning keeps beside the tensors. So any other layout can read it.
 import os
 import pickle
 import threading
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
@@ -266,18 +267,20 @@ class ShardedWeights(Mapping[str, Tensor]):
         if self.last is None or self.last[0] != name:
             entry: Any = self.stored[name]
             tensor = torch.empty(entry.size, dtype=entry.properties.dtype)
-            reader = dcp.FileSystemReader(self.reader.path)
-            dcp.load({self.prefix + name: tensor}, storage_reader=reader, no_dist=True)
+            self._read({self.prefix + name: tensor})
             self.last = (name, tensor)
         return self.last[1]
 
     def read_into(self, parameters: Mapping[str, Tensor]) -> None:
         """Fill tensors, or this rank's shards of them, whatever layout wrote the shards."""
-        dcp.load(
-            {self.prefix + name: tensor for name, tensor in parameters.items()},
-            storage_reader=dcp.FileSystemReader(self.reader.path),
-            no_dist=True,  # the parts of ranks may differ, and each reads its own
-        )
+        self._read({self.prefix + name: tensor for name, tensor in parameters.items()})
+
+    def _read(self, tensors: dict[str, Tensor]) -> None:
+        """Fill tensors; the parts of ranks may differ, and each reads its own."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            reader = dcp.FileSystemReader(self.reader.path)
+            dcp.load(tensors, storage_reader=reader, no_dist=True)
 
     def __iter__(self) -> Iterator[str]:
         """Names, in the order of the index."""

@@ -22,9 +22,15 @@ def max_logits(
     """
     largest_H = torch.full((q.shape[1],), -torch.inf, device=q.device)
     future = torch.ones(BLOCK, BLOCK, dtype=torch.bool, device=q.device).triu(1)
-    for q_SHD, k_SHD in zip(q.split(segments.lengths), k.split(segments.lengths), strict=True):
+    k_of_segment = k.split(segments.lengths)
+    prefixes = segments.prefixes or (-1,) * len(segments.lengths)
+    for q_SHD, k_SHD, prefix in zip(q.split(segments.lengths), k_of_segment, prefixes, strict=True):
         q_blocks = q_SHD.float().transpose(0, 1).split(BLOCK, dim=1)
         k_blocks = k_SHD.float().permute(1, 2, 0).split(BLOCK, dim=2)
+        if prefix >= 0:
+            for k_HDb in k_of_segment[prefix].float().permute(1, 2, 0).split(BLOCK, dim=2):
+                for q_HbD in q_blocks:
+                    largest_H = torch.maximum(largest_H, (q_HbD @ k_HDb).amax(dim=(1, 2)))
         for index, q_HbD in enumerate(q_blocks):
             for earlier, k_HDb in enumerate(k_blocks[: index + 1]):
                 scores_Hbb = q_HbD @ k_HDb

@@ -66,6 +66,7 @@ class Kimi(nn.Module):
         cu_seqlens: Int[Tensor, " S_plus_1"],
         features: Float[Tensor, "M D"] | None = None,
         cache: LatentCache | None = None,
+        prefix_of_document: Int[Tensor, " S"] | None = None,
     ) -> DecoderOutput:
         """Run the decoder over a packed row.
 
@@ -75,12 +76,15 @@ class Kimi(nn.Module):
             cu_seqlens: document boundaries, from 0 to T.
             features: what replaces the embeddings of the placeholder tokens, in their order.
             cache: holds the documents' past and takes in this row; positions then go on from there.
+            prefix_of_document: the document that each continues, as ``PackedBatch`` says.
 
         Raises:
             ValueError: if features and placeholder tokens differ in number, or the boundaries do
                 not fit the row.
         """
-        row = packed_row(input_ids, position_ids, cu_seqlens, self.decoder_shape, cache)
+        row = packed_row(
+            input_ids, position_ids, cu_seqlens, self.decoder_shape, cache, prefix_of_document
+        )
         decoder = self.language_model.model
         embedded = decoder.embed_tokens(input_ids)
         embedded = place_features(embedded, features, row.modality.bool())
@@ -100,13 +104,16 @@ def packed_row(
     cu_seqlens: Int[Tensor, " S_plus_1"],
     shape: DecoderShape,
     cache: LatentCache | None = None,
+    prefix_of_document: Int[Tensor, " S"] | None = None,
 ) -> PackedRow:
     """Return what every layer needs to know of a row; with a cache, room in it is reserved.
 
     Raises:
-        ValueError: if the boundaries do not fit the row.
+        ValueError: if the boundaries do not fit the row, or a cache is to hold branches.
     """
-    segments = Segments.from_cu_seqlens(cu_seqlens, len(input_ids))
+    segments = Segments.from_cu_seqlens(cu_seqlens, len(input_ids), prefix_of_document)
+    if cache is not None and segments.prefixes:
+        raise ValueError("a latent cache has no branches: its sequences fork instead")
     return PackedRow(
         segments=segments,
         rotation=decoder_rotation(position_ids, shape),

@@ -6,15 +6,31 @@ signature and are chosen by name in conf: ``sdpa`` runs everywhere, ``xformers``
 Axes: T tokens of all segments, H heads, Dk and Dv head widths.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby, pairwise
+from itertools import accumulate, groupby, pairwise
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+
+
+@dataclass(frozen=True, slots=True)
+class Branches:
+    """Neighbouring segments that continue one prefix: each sees all of it, none another branch."""
+
+    lengths: tuple[int, ...]
+    prefix: tuple[int, int]
+    """First token of the prefix, and the one behind its last."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all branches, without the prefix."""
+        return sum(self.lengths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +38,22 @@ class Segments:
     """Lengths of the segments of one packed row, on the host."""
 
     lengths: tuple[int, ...]
+    prefixes: tuple[int, ...] = ()
+    """The segment that each continues, -1: none. A prefix stands right before its branches and
+    continues nobody itself. Empty: there are none."""
 
     @classmethod
-    def from_cu_seqlens(cls, cu_seqlens: Int[Tensor, " S_plus_1"], num_tokens: int) -> "Segments":
+    def from_cu_seqlens(
+        cls,
+        cu_seqlens: Int[Tensor, " S_plus_1"],
+        num_tokens: int,
+        prefix_of_document: Int[Tensor, " S"] | None = None,
+    ) -> "Segments":
         """Read the boundaries; on CUDA this waits for the device, once a forward.
 
         Raises:
-            ValueError: if the boundaries do not rise from 0 to ``num_tokens``.
+            ValueError: if the boundaries do not rise from 0 to ``num_tokens``, or a prefix does not
+                stand right before those who continue it.
         """
         bounds = cu_seqlens.tolist()
         lengths = tuple(end - start for start, end in pairwise(bounds))
@@ -36,17 +61,83 @@ class Segments:
             raise ValueError(
                 f"cu_seqlens must rise from 0 to the row's {num_tokens} tokens, got {bounds}"
             )
-        return cls(lengths)
+        if prefix_of_document is None:
+            return cls(lengths)
+        prefixes = tuple(prefix_of_document.tolist())
+        is_in_place = len(prefixes) == len(lengths) and all(
+            prefix == -1
+            or (prefix == place - 1 and prefixes[prefix] == -1)
+            or (0 <= prefix < place - 1 and prefixes[place - 1] == prefix)
+            for place, prefix in enumerate(prefixes)
+        )
+        if not is_in_place:
+            raise ValueError(
+                f"prefixes {list(prefixes)} of {len(lengths)} documents: each must name the one"
+                " right before those who continue it, or -1"
+            )
+        return cls(lengths, prefixes)
 
     @property
-    def runs(self) -> list[tuple[int, int]]:
-        """Neighbouring segments of one length, as pairs of length and count."""
-        return [(length, len(list(same))) for length, same in groupby(self.lengths)]
+    def bounds(self) -> list[tuple[int, int]]:
+        """First token of each segment, and the one behind its last."""
+        return list(pairwise(accumulate(self.lengths, initial=0)))
+
+    @property
+    def seen(self) -> list[list[int]]:
+        """Tokens that the last of each segment sees: its prefix and its own."""
+        bounds = self.bounds
+        prefixes = self.prefixes or (-1,) * len(self.lengths)
+        return [
+            [*(range(*bounds[prefix]) if prefix >= 0 else ()), *range(*own)]
+            for prefix, own in zip(prefixes, bounds, strict=True)
+        ]
+
+    @property
+    def parts(self) -> list["Run | Branches"]:
+        """Neighbours that can be attended to together, in order."""
+        parts: list[Run | Branches] = []
+        bounds = self.bounds
+        prefixes = self.prefixes or (-1,) * len(self.lengths)
+        for prefix, some in groupby(zip(prefixes, self.lengths, strict=True), key=lambda x: x[0]):
+            lengths = [length for _, length in some]
+            if prefix == -1:
+                parts += [Run(length, len(list(same))) for length, same in groupby(lengths)]
+            else:
+                parts += [Branches(some, bounds[prefix]) for some in chunks(lengths, BRANCH_TOKENS)]
+        return parts
 
     def segment_of_token(self, device: torch.device) -> Int[Tensor, " T"]:
         """Index of the segment that each token belongs to."""
         lengths = torch.tensor(self.lengths, device=device)
         return torch.repeat_interleave(lengths, output_size=sum(self.lengths))
+
+
+BRANCH_TOKENS = 256
+"""Branches that one score matrix holds: each scores all, most of which the mask drops."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Neighbouring segments of one length that continue nobody."""
+
+    length: int
+    count: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all segments."""
+        return self.length * self.count
+
+
+def chunks(lengths: Sequence[int], max_total: int) -> Iterator[tuple[int, ...]]:
+    """Cut a list of lengths where a chunk would sum to more; a longer one stands alone."""
+    chunk: list[int] = []
+    for length in lengths:
+        if chunk and sum(chunk) + length > max_total:
+            yield tuple(chunk)
+            chunk = []
+        chunk.append(length)
+    yield tuple(chunk)
 
 
 @runtime_checkable
@@ -85,16 +176,43 @@ def sdpa_attention(
     # The flash kernels want one head width: padding is 3x faster than the general path at 1,024
     # tokens. The padded columns come out zero and are dropped.
     v = F.pad(v, (0, q.shape[-1] - v_width))
-    rows_of_runs = [length * count for length, count in segments.runs]
-    runs = zip(segments.runs, *(x.split(rows_of_runs) for x in (q, k, v)), strict=True)
+    parts = segments.parts
+    rows_of_parts = [part.num_tokens for part in parts]
     outputs = []
-    for (_, count), *qkv in runs:
-        q_BHSD, k_BHSD, v_BHSD = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in qkv)
-        out_BHSD = F.scaled_dot_product_attention(
-            q_BHSD, k_BHSD, v_BHSD, is_causal=causal, scale=scale
-        )
+    for part, *qkv in zip(parts, *(x.split(rows_of_parts) for x in (q, k, v)), strict=True):
+        if isinstance(part, Run):
+            q_BHSD, k_BHSD, v_BHSD = (x.unflatten(0, (part.count, -1)).transpose(1, 2) for x in qkv)
+            mask: Any = {"is_causal": causal}
+        else:
+            first, end = part.prefix
+            q_BHSD, k_BHSD, v_BHSD = (
+                x[None].transpose(1, 2)
+                for x in (
+                    qkv[0],
+                    torch.cat([k[first:end], qkv[1]]),
+                    torch.cat([v[first:end], qkv[2]]),
+                )
+            )
+            mask = {"attn_mask": branch_mask(part, q.device)}
+        out_BHSD = F.scaled_dot_product_attention(q_BHSD, k_BHSD, v_BHSD, scale=scale, **mask)
         outputs.append(out_BHSD.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)[..., :v_width]
+
+
+def branch_mask(branches: Branches, device: torch.device) -> Tensor:
+    """Return what each token of the branches sees: the prefix, and its own branch up to itself."""
+    first, end = branches.prefix
+    if len(branches.lengths) == 1:
+        return causal_lower_right(branches.num_tokens, end - first + branches.num_tokens)
+    return F.pad(own_branch_mask(branches.lengths, device), (end - first, 0), value=True)
+
+
+@lru_cache(maxsize=256)  # every layer of a forward asks for those of all parts of a row
+def own_branch_mask(lengths: tuple[int, ...], device: torch.device) -> Bool[Tensor, "T T"]:
+    """Return where one token of some branches sees another of the same branch."""
+    with torch.inference_mode(False):
+        branch_T = torch.repeat_interleave(torch.tensor(lengths, device=device))
+        return (branch_T[:, None] == branch_T).tril_()
 
 
 def xformers_attention(
@@ -116,6 +234,9 @@ def xformers_attention(
     from xformers.ops import fmha
 
     q, k = q.to(v.dtype), k.to(v.dtype)  # autocast leaves rotated parts in fp32
+    if segments.prefixes:
+        seen = torch.tensor([i for tokens in segments.seen for i in tokens], device=q.device)
+        k, v = k[seen], v[seen]
     mask = block_diagonal_mask(segments, causal=causal, device=q.device)
     out_BTHD = fmha.memory_efficient_attention(
         q[None], k[None], v[None], attn_bias=mask, scale=scale
@@ -127,8 +248,16 @@ def xformers_attention(
 def block_diagonal_mask(segments: Segments, *, causal: bool, device: torch.device) -> Any:
     """Return the xformers mask that keeps each token inside its segment."""
     # Imported here: on a machine without CUDA the import alone prints a warning.
-    from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask, BlockDiagonalMask
+    from xformers.ops.fmha.attn_bias import (
+        BlockDiagonalCausalFromBottomRightMask,
+        BlockDiagonalCausalMask,
+        BlockDiagonalMask,
+    )
 
+    if segments.prefixes:
+        return BlockDiagonalCausalFromBottomRightMask.from_seqlens(
+            list(segments.lengths), [len(tokens) for tokens in segments.seen], device=device
+        )
     mask_type = BlockDiagonalCausalMask if causal else BlockDiagonalMask
     return mask_type.from_seqlens(list(segments.lengths), device=device)
 

@@ -55,7 +55,13 @@ class DecoderStage(nn.Module):
             hidden_TD: from the stage before; None for the first.
             load_balance_loss: of the stages before; None for the first.
         """
-        row = packed_row(batch.input_ids, batch.position_ids, batch.cu_seqlens, self.shape)
+        row = packed_row(
+            batch.input_ids,
+            batch.position_ids,
+            batch.cu_seqlens,
+            self.shape,
+            prefix_of_document=batch.prefix_of_document,
+        )
         if self.embed_tokens is not None:
             embedded = self.embed_tokens(batch.input_ids)
             hidden_TD = place_features(embedded, features, row.modality.bool())

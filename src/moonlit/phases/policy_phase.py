@@ -31,10 +31,11 @@ from moonlit.rl.conversation import Conversation
 from moonlit.rl.engines.base import Engine
 from moonlit.rl.engines.native import media_ids
 from moonlit.rl.length_rules import LengthRule
-from moonlit.rl.packing import pack, trained_segments
+from moonlit.rl.packing import pack
 from moonlit.rl.rollout_manager import RolloutManager
 from moonlit.rl.rollout_settings import RolloutSettings
 from moonlit.rl.task_order import InOrder, TaskOrder
+from moonlit.rl.trained_segments import trained_segments
 
 
 class PolicyPhase(PhaseModule):
@@ -139,7 +140,12 @@ class PolicyPhase(PhaseModule):
                 max_token_staleness=self.rollouts.max_token_staleness,
                 normalise=self.normalise_advantages,
             )
-            settings = {"row_tokens": self.rollouts.row_tokens, "filler_id": self.filler_id}
+            pad_id = self.model.decoder_shape.media_pad_id
+            settings: Any = {
+                "row_tokens": self.rollouts.row_tokens,
+                "filler_id": self.filler_id,
+                "media_pad_id": pad_id if self.rollouts.share_prompts else None,
+            }
             rows = pack(segments, num_rows=None, **settings)
             num_rows = int(self.over_ranks(len(rows), "max"))
             yield rows if num_rows == len(rows) else pack(segments, num_rows=num_rows, **settings)

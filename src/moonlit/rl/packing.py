@@ -1,63 +1,28 @@
-"""Groups of rollouts to the packed rows of optimizer steps.
+"""Segments of rollouts to the packed rows of optimizer steps.
 
-Axes: T tokens of a row, S segments in it.
+Axes: T tokens of a row, S documents in it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 
-from moonlit.batch import Group, PackedBatch, PackedMedia, Segment
-from moonlit.losses.policy_gradient import group_advantages
+from moonlit.batch import PackedBatch, PackedMedia, Segment
+from moonlit.rl.shared_prompts import Bundle, bundles_of
+from moonlit.rl.trained_segments import TrainedSegment
 
 Value = TypeVar("Value")
 
 
-@dataclass(frozen=True, slots=True)
-class TrainedSegment:
-    """A segment and what its sampled tokens are worth."""
-
-    segment: Segment
-    advantage: float
-    is_trained: list[bool]
-    """True at sampled tokens that are learnt from."""
-
-
-def trained_segments(
-    groups: Sequence[Group], *, version: int, max_token_staleness: int | None, normalise: bool
-) -> list[TrainedSegment]:
-    """Give every sampled token of a group the advantage of its rollout.
-
-    Rollouts that their environment lost are no part of the baseline: they say nothing of a policy.
-
-    Args:
-        groups: with final rewards.
-        version: of the weights that are about to be trained.
-        max_token_staleness: tokens sampled more versions ago are context only (k1.5 leaves older
-            segments out of the loss); None: all are trained.
-        normalise: divide advantages by the group's deviation, as GRPO does and K2.5 does not.
-    """
-    trained = []
-    for group in groups:
-        sound = [one for one in group.trajectories if one.error is None]
-        advantages = group_advantages([one.reward for one in sound], normalise=normalise)
-        for trajectory, advantage in zip(sound, advantages, strict=True):
-            for segment in trajectory.segments:
-                is_trained = [
-                    sampled
-                    and (max_token_staleness is None or version - born <= max_token_staleness)
-                    for sampled, born in zip(
-                        segment.is_sampled, segment.policy_versions, strict=True
-                    )
-                ]
-                trained.append(TrainedSegment(segment, advantage, is_trained))
-    return trained
-
-
 def pack(
-    segments: Sequence[TrainedSegment], *, row_tokens: int, num_rows: int | None, filler_id: int
+    segments: Sequence[TrainedSegment],
+    *,
+    row_tokens: int,
+    num_rows: int | None,
+    filler_id: int,
+    media_pad_id: int | None = None,
 ) -> list[PackedBatch]:
     """Lay segments end to end in rows: the longest first, each where there is room.
 
@@ -66,39 +31,85 @@ def pack(
         row_tokens: of a row [tokens].
         num_rows: at least so many, the last ones empty; None: as many as are filled, at least one.
         filler_id: the one untrained token of an empty row.
+        media_pad_id: of the placeholder tokens: segments of one prompt then share it. None: each
+            stands with its own.
     """
-    rows: list[list[TrainedSegment]] = []
+    if media_pad_id is None:
+        bundles = [Bundle.alone(one) for one in segments]
+    else:
+        bundles = bundles_of(segments, row_tokens=row_tokens, media_pad_id=media_pad_id)
+    rows: list[list[Bundle]] = []
     room: list[int] = []
-    for one in sorted(segments, key=lambda one: -len(one.segment.input_ids)):
-        length = len(one.segment.input_ids)
+    for bundle in sorted(bundles, key=lambda bundle: -bundle.num_tokens):
+        length = bundle.num_tokens
         place = next((row for row, free in enumerate(room) if free >= length), len(rows))
         if place == len(rows):
             rows.append([])
             room.append(row_tokens)
-        rows[place].append(one)
+        rows[place].append(bundle)
         room[place] -= length
     rows += [[] for _ in range(max(num_rows or 1, 1) - len(rows))]
     return [packed_row(row, filler_id) for row in rows]
 
 
-def packed_row(segments: Sequence[TrainedSegment], filler_id: int) -> PackedBatch:
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Tokens of a segment as they stand in a row."""
+
+    trained: TrainedSegment
+    start: int
+    end: int
+    media: PackedMedia | None
+    prefix: int
+    """The document of the row that it continues, -1: none."""
+
+    def part(self, values: Sequence[Value]) -> Sequence[Value]:
+        """Return its part of what the segment has one of for each token."""
+        return values[self.start : self.end]
+
+    def next_part(self, values: Sequence[Value], last: Value) -> Sequence[Value]:
+        """Return what belongs to the token behind each."""
+        return [*values[1:], last][self.start : self.end]
+
+
+def documents_of(bundles: Sequence[Bundle]) -> Iterator[Document]:
+    """Lay bundles end to end: an opening, then those who continue it."""
+    place = 0
+    for bundle in bundles:
+        num_shared, prefix = bundle.opening.num_tokens, -1
+        if num_shared:
+            yield Document(bundle.segments[0], 0, num_shared, bundle.opening.media, -1)
+            prefix, place = place, place + 1
+        for one, media in zip(bundle.segments, bundle.later_media, strict=True):
+            yield Document(one, num_shared, len(one.segment.input_ids), media, prefix)
+            place += 1
+
+
+def packed_row(bundles: Sequence[Bundle], filler_id: int) -> PackedBatch:
     """Return one row; what belongs to a token's prediction stands at the token before it."""
-    if not segments:
+    if not bundles:
         empty = Segment(
             input_ids=[filler_id],
             is_sampled=[False],
             behavior_logprobs=[0.0],
             policy_versions=[-1],
         )
-        segments = [TrainedSegment(empty, 0.0, [False])]
-    lengths = [len(one.segment.input_ids) for one in segments]
-    media = [one.segment.media for one in segments if one.segment.media is not None]
+        bundles = [Bundle.alone(TrainedSegment(empty, 0.0, [False]))]
+    documents = list(documents_of(bundles))
+    pairs = [(one, one.trained.segment) for one in documents]
+    media = [one.media for one in documents if one.media is not None]
+    prefixes = [one.prefix for one in documents]
     return PackedBatch(
-        input_ids=torch.tensor([i for one in segments for i in one.segment.input_ids]),
-        target_ids=torch.tensor([i for one in segments for i in shifted(one.segment.input_ids, 0)]),
-        position_ids=torch.cat([torch.arange(length) for length in lengths]),
-        cu_seqlens=torch.tensor([0, *lengths]).cumsum(0).to(torch.int32),
-        loss_mask=torch.tensor([t for one in segments for t in shifted(one.is_trained, False)]),
+        input_ids=torch.tensor([i for one, seg in pairs for i in one.part(seg.input_ids)]),
+        target_ids=torch.tensor([i for one, seg in pairs for i in one.next_part(seg.input_ids, 0)]),
+        position_ids=torch.cat([torch.arange(one.start, one.end) for one in documents]),
+        cu_seqlens=torch.tensor([0, *(one.end - one.start for one in documents)])
+        .cumsum(0)
+        .to(torch.int32),
+        prefix_of_document=torch.tensor(prefixes) if max(prefixes) >= 0 else None,
+        loss_mask=torch.tensor(
+            [t for one in documents for t in one.next_part(one.trained.is_trained, False)]
+        ),
         media=PackedMedia(
             pixel_values=torch.cat([some.pixel_values for some in media]),
             grid_thw=torch.cat([some.grid_thw for some in media]),
@@ -106,15 +117,10 @@ def packed_row(segments: Sequence[TrainedSegment], filler_id: int) -> PackedBatc
         if media
         else None,
         behavior_logprobs=torch.tensor(
-            [lp for one in segments for lp in shifted(one.segment.behavior_logprobs, 0.0)]
+            [lp for one, seg in pairs for lp in one.next_part(seg.behavior_logprobs, 0.0)]
         ),
         advantages=torch.tensor(
-            [one.advantage for one in segments for _ in one.segment.input_ids],
+            [one.trained.advantage for one in documents for _ in range(one.start, one.end)],
             dtype=torch.float32,
         ),
     )
-
-
-def shifted(values: list[Value], last: Value) -> list[Value]:
-    """Move every value one place to the front."""
-    return [*values[1:], last]

@@ -24,6 +24,7 @@ class RolloutSettings:
         max_turns: of the policy in one answer.
         thinking: let it think first.
         row_tokens: of a packed row that is trained [tokens].
+        share_prompts: answers of one prompt train beside one copy of it.
         max_error_fraction: of rollouts lost to environments or verifiers; more stop the run.
         timeout_s: of one rollout; None: none.
         context: what is done where a dialogue grows too long.
@@ -42,6 +43,7 @@ class RolloutSettings:
     max_turns: int = 1
     thinking: bool = False
     row_tokens: int = 4096
+    share_prompts: bool = True
     max_error_fraction: float = 0.1
     timeout_s: float | None = None
     context: ContextStrategy = field(default_factory=KeepAll)
