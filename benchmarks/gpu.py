@@ -35,7 +35,7 @@ from moonlit.models.accounting import forward_flops_per_token
 from moonlit.models.kimi import Kimi
 from moonlit.models.moe.layer import EXPERTS
 from moonlit.models.moe.router import Router
-from moonlit.models.segments import attention_named
+from moonlit.models.segment_attention import attention_named
 from moonlit.models.shapes import DecoderShape, EncoderShape
 from moonlit.models.vision.moonvit3d import MoonViT3D
 

@@ -15,7 +15,8 @@ from moonlit.models.absorbed import CachedRow, absorbed_attention
 from moonlit.models.attention_logits import logit_bounds, max_logits
 from moonlit.models.layers import Linear, RMSNorm
 from moonlit.models.rope import rotate, softmax_scale
-from moonlit.models.segments import SegmentAttention, Segments
+from moonlit.models.segment_attention import SegmentAttention
+from moonlit.models.segments import Segments
 from moonlit.models.shapes import DecoderShape
 
 

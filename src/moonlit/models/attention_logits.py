@@ -23,8 +23,9 @@ def max_logits(
     largest_H = torch.full((q.shape[1],), -torch.inf, device=q.device)
     future = torch.ones(BLOCK, BLOCK, dtype=torch.bool, device=q.device).triu(1)
     k_of_segment = k.split(segments.lengths)
-    prefixes = segments.prefixes or (-1,) * len(segments.lengths)
-    for q_SHD, k_SHD, prefix in zip(q.split(segments.lengths), k_of_segment, prefixes, strict=True):
+    for q_SHD, k_SHD, prefix in zip(
+        q.split(segments.lengths), k_of_segment, segments.prefix_of_each, strict=True
+    ):
         q_blocks = q_SHD.float().transpose(0, 1).split(BLOCK, dim=1)
         k_blocks = k_SHD.float().permute(1, 2, 0).split(BLOCK, dim=2)
         if prefix >= 0:

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from moonlit.models.attention import MultiHeadLatentAttention, PackedRow
 from moonlit.models.layers import Embedding, Linear, RMSNorm, SwiGLU
 from moonlit.models.moe.layer import MoELayer
-from moonlit.models.segments import SegmentAttention
+from moonlit.models.segment_attention import SegmentAttention
 from moonlit.models.shapes import DecoderShape
 
 

@@ -13,7 +13,8 @@ from moonlit.models.attention import PackedRow
 from moonlit.models.cache import LatentCache
 from moonlit.models.decoder import DecoderOutput, LanguageModel
 from moonlit.models.rope import decoder_rotation
-from moonlit.models.segments import Segments, attention_named
+from moonlit.models.segment_attention import attention_named
+from moonlit.models.segments import Segments
 from moonlit.models.shapes import DecoderShape, EncoderShape
 from moonlit.models.vision.moonvit3d import MoonViT3D
 from moonlit.models.vision.projector import Projector

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from moonlit.models.layers import INIT_STD, Linear
 from moonlit.models.rope import grid_rotation, rotate
-from moonlit.models.segments import SegmentAttention, Segments
+from moonlit.models.segment_attention import SegmentAttention
+from moonlit.models.segments import Segments
 from moonlit.models.shapes import EncoderShape
 from moonlit.models.vision.positions import Grid, PositionTable
 
