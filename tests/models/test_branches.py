@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from moonlit.batch import PackedBatch
 from moonlit.models.attention_logits import max_logits
 from moonlit.models.cache import LatentCache
 from moonlit.models.segment_attention import block_diagonal_mask, sdpa_attention
 from moonlit.models.segments import Segments
+from moonlit.models.stages import keep_layers
 from tests.models.shapes import DECODER, document, packed, random_media, tiny_model
 
 
@@ -113,3 +115,22 @@ def test_a_cache_takes_no_branches():
     cache = LatentCache(DECODER)
     with pytest.raises(ValueError, match="a latent cache has no branches"):
         tiny_model()(**row, cache=cache, prefix_of_document=torch.tensor([-1, 0]))
+
+
+def test_a_stage_of_a_pipeline_sees_branches_too():
+    model = tiny_model().eval()
+    rows = packed([torch.arange(1, 8), torch.arange(3, 5), torch.arange(5, 9)])
+    prefixes = torch.tensor([-1, 0, 0])
+    whole = model(**rows, prefix_of_document=prefixes).hidden_TD
+    batch = PackedBatch(
+        **rows,
+        target_ids=rows["input_ids"],
+        loss_mask=torch.ones(13, dtype=torch.bool),
+        prefix_of_document=prefixes,
+    )
+    (stage,) = keep_layers(model, [range(DECODER.num_layers)])
+
+    hidden, _ = stage(batch, None, None, None)
+
+    assert torch.equal(hidden, whole)
+    assert not torch.allclose(whole, model(**rows).hidden_TD)
