@@ -104,6 +104,18 @@ def test_a_sync_that_leaves_something_behind_is_noticed(
     with_engine(NativeEngine.copy_of(model), talk)
 
 
+def test_the_probe_decodes_token_by_token(monkeypatch: pytest.MonkeyPatch):
+    """Catches: a probe of prompts only, which never reads the cache."""
+    engine = NativeEngine.copy_of(tiny_model())
+
+    def forgetful(q: torch.Tensor, *_: object, latent_width: int, scale: float) -> torch.Tensor:
+        return torch.zeros(*q.shape[:2], latent_width)
+
+    monkeypatch.setattr("moonlit.models.absorbed.attend_to_pages", forgetful)
+    with pytest.raises(WeightSyncError, match=r"version 1 .* differ by"):
+        asyncio.run(engine.update_weights(tiny_model(), 1))
+
+
 def test_a_module_of_another_shape_is_refused_by_name():
     other = tiny_model(DIRECT_QUERIES)
     engine = NativeEngine.copy_of(tiny_model())
