@@ -50,8 +50,7 @@ def yarn_inverse_frequencies(shape: DecoderShape) -> Float[Tensor, " pairs"]:
 @lru_cache(maxsize=16)  # every forward asks: a step of decoding takes about as long as this does
 def frequencies_on(device: torch.device, shape: DecoderShape) -> Float[Tensor, " pairs"]:
     """Return the inverse frequencies on a device."""
-    with torch.inference_mode(False):  # whoever asks first: training may keep them for backward
-        return yarn_inverse_frequencies(shape).to(device)
+    return yarn_inverse_frequencies(shape).to(device)
 
 
 def yarn_magnitude(factor: float, mscale: float) -> float:
