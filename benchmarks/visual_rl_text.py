@@ -81,24 +81,26 @@ def run_arm(args: argparse.Namespace, arm: str, seed: int) -> None:
     )  # fmt: skip
 
 
-def rewards(args: argparse.Namespace, arm: str, seed: int) -> dict[str, float]:
-    """Return a run's mean held-out reward by set."""
+def solved(args: argparse.Namespace, arm: str, seed: int) -> dict[str, float]:
+    """Return the share of a run's held-out tasks that are solved, by set [%]."""
     metrics = json.loads((args.out / f"{arm}-{seed}" / "held_out.json").read_text())
     return {
-        name.split("/")[1]: value for name, value in metrics.items() if name.endswith("/reward")
+        name.split("/")[1]: 100 * value
+        for name, value in metrics.items()
+        if name.endswith("/solved")
     }
 
 
 def table(args: argparse.Namespace) -> str:
-    """Lay out mean rewards, and what each arm changed with its standard error over seeds."""
-    head = ["held out", "before", *(f"{words}, change" for words, _ in ARMS.values())]
+    """Lay out solved shares, and what each arm changed with its standard error over seeds."""
+    head = ["held out", "before [%]", *(f"{words}, change" for words, _ in ARMS.values())]
     lines = [" | ".join(head), " | ".join(["---"] + ["---:"] * (len(head) - 1))]
-    before = [rewards(args, BEFORE, seed) for seed in args.seeds]
-    after = {arm: [rewards(args, arm, seed) for seed in args.seeds] for arm in ARMS}
+    before = [solved(args, BEFORE, seed) for seed in args.seeds]
+    after = {arm: [solved(args, arm, seed) for seed in args.seeds] for arm in ARMS}
     for name in before[0]:
-        cells = [name, f"{100 * statistics.mean(one[name] for one in before):.1f}"]
+        cells = [name, f"{statistics.mean(one[name] for one in before):.1f}"]
         cells += [
-            change([100 * (b[name] - a[name]) for a, b in zip(before, runs, strict=True)])
+            change([b[name] - a[name] for a, b in zip(before, runs, strict=True)])
             for runs in after.values()
         ]
         lines.append(" | ".join(cells))
