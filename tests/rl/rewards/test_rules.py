@@ -170,6 +170,7 @@ def test_two_corners_are_no_outline():
 
 def test_numbers_are_read_strictly():
     assert only_number("There are -3.5 of them") == -3.5
+    assert [only_number(answer) for answer in ("2py is True", "x2", "f_2", "2é")] == [None] * 4
     assert tuples("(1, .5) and (0, 1e-1)", 2) == [(1.0, 0.5), (0.0, 0.1)]
     assert tuples("((0, 1))", 2) is None
 
