@@ -18,7 +18,7 @@ Tuple = tuple[float, ...]
 
 
 def only_number(answer: str) -> float | None:
-    """Return the one number that an answer holds; none, several or a part of a word is no answer."""
+    """Return the one number that an answer holds; none, several or part of a word is no answer."""
     found = list(NUMBER.finditer(answer[:MAX_CHARS]))
     if len(found) != 1 or len(answer) > MAX_CHARS:
         return None
