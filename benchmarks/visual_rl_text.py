@@ -2,9 +2,9 @@
 
 The policy that all runs start from: a joint pre-trained one, after SFT on text alone (zero-vision
 trajectories, and text tasks with their answers, so that there is something to gain and to lose).
-Then visual RL on pictures only, and a control that deals each group's rewards out at random; all
-are scored on the same held-out tasks, greedily. Every run is a ``moonlit`` command. A result that
-is there already is not made again.
+Then visual RL on pictures only, a control that deals each group's rewards out at random, and visual
+RL that keeps what SFT taught by a PTX loss; all are scored on the same held-out tasks, greedily.
+Every run is a ``moonlit`` command. A result that is there already is not made again.
 
     python benchmarks/visual_rl_text.py --init runs/A/checkpoints/last.ckpt
 
@@ -23,7 +23,12 @@ from commands import call, checkpoint, prepare_commands
 ARMS = {
     "visual_rl": ("visual RL", []),
     "shuffled": ("shuffled rewards", ["length_rule@phase.length_rule=shuffled"]),
+    "ptx": (
+        "visual RL with PTX",
+        ["ptx@data.ptx=dialogues", "data.ptx.folder={dialogues}", "phase.ptx_coef=0.1"],
+    ),
 }
+"""What an arm is called, and its words."""
 BEFORE = "before"
 TRAJECTORIES = {"trajectories": 600, "documentation": 100, "worked": 200, "searches": 0}
 """Of the zero-vision set, by kind."""
@@ -72,7 +77,8 @@ def start(args: argparse.Namespace) -> None:
 def run_arm(args: argparse.Namespace, arm: str, seed: int) -> None:
     """Train one arm with one seed; what comes before training is scored on the seed's tasks too."""
     run, steps = args.out / f"{arm}-{seed}", 0 if arm == BEFORE else args.steps
-    words = [] if arm == BEFORE else ARMS[arm][1]
+    own = [] if arm == BEFORE else ARMS[arm][1]
+    words = [word.format(dialogues=args.out / "dialogues") for word in own]
     call(
         ["train", "experiment=visual_rl_text", f"init_from={checkpoint(args.out / 'start')}",
          f"run_dir={run}", f"seed={seed}", f"data.num_held_out={args.tasks}",
