@@ -20,6 +20,7 @@ from moonlit.models.kimi import Kimi
 from moonlit.rl.conversation import pictures_of
 from moonlit.rl.engines.native import NativeEngine
 from moonlit.rl.loading import require_vocabulary, sandboxes
+from moonlit.rl.rewards.rules import RuleJudge
 from tests.models.shapes import DECODER, ENCODER
 from tests.rl.scripted import TOKENIZER, Scripted, conversation, says
 
@@ -48,7 +49,7 @@ def test_answers_are_counted_by_set_seeing_apart_from_blind():
     engine = Scripted(says("red"), says("grey"), says("blue"), says("blue"), [3, 4])
     sets = {"colours": [task("red"), task("blue")], "more": [task("red")]}
 
-    verdicts = asyncio.run(evaluate(conversation(engine), sets, None, seed=0))
+    verdicts = asyncio.run(evaluate(conversation(engine), sets, None, RuleJudge(), seed=0))
     rows = summary(verdicts, {"colours": 0.125})
 
     assert (rows["colours"]["accuracy"], rows["colours"]["blind_accuracy"]) == (0.5, 0.5)
@@ -69,7 +70,8 @@ def test_a_real_engine_answers_every_task():
     engine = NativeEngine(Kimi(decoder=shape, vision=ENCODER), max_sequences=3)
     sets = {"colours": [task("red"), task("blue"), task("green")]}
 
-    verdicts = asyncio.run(evaluate(conversation(engine, max_new_tokens=4), sets, None, seed=0))
+    talk = conversation(engine, max_new_tokens=4)
+    verdicts = asyncio.run(evaluate(talk, sets, None, RuleJudge(), seed=0))
 
     assert len(verdicts) == 6
     assert all(1 <= verdict.num_tokens <= 4 for verdict in verdicts)

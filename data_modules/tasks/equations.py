@@ -58,6 +58,10 @@ class Equations:
             tags={"modality": "picture" if is_drawn else "text"},
         )
 
+    def solution(self, task: Task) -> str:
+        """Answer a task."""
+        return rf"\boxed{{{task.answer}}}"
+
 
 def latex(value: Fraction) -> str:
     r"""Write a fraction: ``\frac{1}{2}``, or ``3``."""

@@ -1,12 +1,13 @@
 """Small functions to be written, with tests: what to keep of a list, what to do to it, what to say.
 
-Every task is a composition of three steps, so its tests come from running the same composition; a
-composition is in one split only. One example is shown; it is not among the tests.
+Every task is a composition of three steps, so its tests come from running the program that solves
+it; a composition is in one split only. One example is shown; it is not among the tests.
 """
 
 import zlib
 from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -15,25 +16,25 @@ from moonlit.batch import Task
 from moonlit.chat.messages import Message
 
 HELD_OUT_ONE_IN = 5
-KEEP: dict[str, Callable[[int], bool]] = {
-    "all numbers": lambda x: True,
-    "the even numbers": lambda x: x % 2 == 0,
-    "the odd numbers": lambda x: x % 2 == 1,
-    "the numbers above 3": lambda x: x > 3,
-    "the negative numbers": lambda x: x < 0,
+KEEP = {
+    "all numbers": "",
+    "the even numbers": " if x % 2 == 0",
+    "the odd numbers": " if x % 2 == 1",
+    "the numbers above 3": " if x > 3",
+    "the negative numbers": " if x < 0",
 }
-CHANGE: dict[str, Callable[[int], int]] = {
-    "as they are": lambda x: x,
-    "each doubled": lambda x: 2 * x,
-    "each squared": lambda x: x * x,
-    "each without its sign": abs,
+CHANGE = {
+    "as they are": "x",
+    "each doubled": "2 * x",
+    "each squared": "x * x",
+    "each without its sign": "abs(x)",
 }
-SAY: dict[str, Callable[[list[int]], int | list[int]]] = {
-    "their sum": sum,
-    "how many they are": len,
-    "their list in order": sorted,
-    "their list the other way round": lambda xs: xs[::-1],
-    "the largest, or 0 if there is none": lambda xs: max(xs, default=0),
+SAY = {
+    "their sum": "sum({})",
+    "how many they are": "len({})",
+    "their list in order": "sorted({})",
+    "their list the other way round": "{}[::-1]",
+    "the largest, or 0 if there is none": "max({}, default=0)",
 }
 
 
@@ -56,9 +57,8 @@ class Programs:
         chosen = compositions(split)
         keep, change, say = chosen[rng.integers(len(chosen))]
 
-        def solved(xs: list[int]) -> int | list[int]:
-            return SAY[say]([CHANGE[change](x) for x in xs if KEEP[keep](x)])
-
+        source = program(keep, change, say)
+        solved = function(source)
         lists = [[]] if self.num_tests > 1 else []
         while len(lists) <= self.num_tests:
             xs = rng.integers(-9, 10, size=int(rng.integers(3, 9))).tolist()
@@ -76,8 +76,25 @@ class Programs:
             domain="coding",
             environment="code",
             answer={"tests": tests},
-            tags={"composition": f"{keep}, {change}, {say}"},
+            tags={"composition": f"{keep}, {change}, {say}", "program": source},
         )
+
+    def solution(self, task: Task) -> str:
+        """Answer a task."""
+        return f"```python\n{task.tags['program']}\n```"
+
+
+def program(keep: str, change: str, say: str) -> str:
+    """Write the function of a composition."""
+    values = f"[{CHANGE[change]} for x in xs{KEEP[keep]}]"
+    return f"def solve(xs):\n    return {SAY[say].format(values)}"
+
+
+def function(source: str) -> Callable[[list[int]], int | list[int]]:
+    """Run a program of ours, and return its function."""
+    space: dict[str, Any] = {}
+    exec(source, space)
+    return space["solve"]
 
 
 def compositions(split: str) -> list[tuple[str, str, str]]:

@@ -169,7 +169,7 @@ def eval(cfg: DictConfig) -> None:
     from moonlit.commands.evaluation import evaluate_checkpoint
 
     settings = settings_of(cfg)
-    evaluate_checkpoint(instantiate(cfg.data), settings)
+    evaluate_checkpoint(instantiate(cfg.data), instantiate(cfg.judge), settings)
 
 
 def rejection_sampling(cfg: DictConfig) -> None:
@@ -178,7 +178,7 @@ def rejection_sampling(cfg: DictConfig) -> None:
     from moonlit.commands.rejection_set import make_set
 
     settings = settings_of(cfg)
-    make_set(instantiate(cfg.data), settings)
+    make_set(instantiate(cfg.data), instantiate(cfg.judge), settings)
 
 
 def report(cfg: DictConfig) -> None:
@@ -252,7 +252,7 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
     return {
         str(key): OmegaConf.to_container(cfg[key]) if OmegaConf.is_config(cfg[key]) else cfg[key]
         for key in cfg
-        if key not in ("data", "model")
+        if key not in ("data", "model", "judge")
     }
 
 

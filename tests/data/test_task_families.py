@@ -8,13 +8,14 @@ import pytest
 from data_modules.tasks.documentation import Documentation, described
 from data_modules.tasks.equations import Equations, latex
 from data_modules.tasks.pictures import Pictures
-from data_modules.tasks.programs import CHANGE, KEEP, SAY, Programs, compositions
+from data_modules.tasks.programs import Programs, compositions, function
 from data_modules.tasks.source import HELD_OUT, TRAIN
 from data_modules.world import charts, referring, sequences
 from data_modules.world.question import Item
 from data_modules.world.sources import TASK_FAMILIES
 from data_modules.world.things import COLOURS, SEEN_PAIRS
 from moonlit.chat.messages import Image as ImagePart
+from moonlit.rl.rewards.code import source_of
 from moonlit.rl.rewards.forms import is_well_formed
 from moonlit.rl.rewards.rules import RULES
 
@@ -134,16 +135,42 @@ def test_documentation_mixes_text_and_pages():
     assert all(RULES["exact"](task.answer, task.answer) == 1 for task in tasks)
 
 
-def test_programs_are_tested_by_their_own_composition():
-    source = Programs(seed=0, num_tests=4)
-    task = source(TRAIN, 3)
-    keep, change, say = task.tags["composition"].split(", ", 2)
-    for test in task.answer["tests"]:
-        xs = eval(test["call"].removeprefix("solve"))  # our own list
-        wanted = SAY[say]([CHANGE[change](x) for x in xs if KEEP[keep](x)])
-        assert test["expected"] == wanted
-        assert test["call"] not in task.prompt[0].content
-    assert len(task.answer["tests"]) == 4
+KEEP = {
+    "all numbers": lambda x: True,
+    "the even numbers": lambda x: x in range(-10, 11, 2),
+    "the odd numbers": lambda x: x in range(-9, 10, 2),
+    "the numbers above 3": lambda x: x >= 4,
+    "the negative numbers": lambda x: x <= -1,
+}
+CHANGE = {
+    "as they are": int,
+    "each doubled": lambda x: x + x,
+    "each squared": lambda x: x**2,
+    "each without its sign": lambda x: max(x, -x),
+}
+SAY = {
+    "their sum": lambda xs: sum(xs),
+    "how many they are": lambda xs: sum(1 for _ in xs),
+    "their list in order": lambda xs: sorted(xs),
+    "their list the other way round": lambda xs: list(reversed(xs)),
+    "the largest, or 0 if there is none": lambda xs: sorted(xs)[-1] if xs else 0,
+}
+
+
+def test_programs_are_tested_by_what_their_words_mean_and_solved_by_their_solution():
+    source, seen = Programs(seed=0, num_tests=4), set()
+    for number in range(150):
+        task = source(TRAIN, number)
+        keep, change, say = task.tags["composition"].split(", ", 2)
+        seen |= {keep, change, say}
+        solve = function(source_of(source.solution(task)) or "")
+        for test in task.answer["tests"]:
+            xs = eval(test["call"].removeprefix("solve"))  # our own list
+            wanted = SAY[say]([CHANGE[change](x) for x in xs if KEEP[keep](x)])
+            assert test["expected"] == wanted == solve(xs)
+            assert test["call"] not in task.prompt[0].content
+        assert len(task.answer["tests"]) == 4
+    assert seen == {*KEEP, *CHANGE, *SAY}
     assert not set(compositions(TRAIN)) & set(compositions(HELD_OUT))
     assert compositions(HELD_OUT)
 

@@ -17,6 +17,7 @@ from moonlit.chat.messages import Message, Text
 from moonlit.chat.template import render
 from moonlit.rl.rejection_sampling import RejectionSampling
 from moonlit.rl.rewards.exact import is_exact
+from moonlit.rl.rewards.rules import RuleJudge
 from tests.rl.scripted import SPECIAL, TOKENIZER, Scripted, conversation, says
 
 THINK = [*TOKENIZER.encode("hm"), SPECIAL.think_end_id]
@@ -32,6 +33,7 @@ def sampling(*turns: list[int], **changes: object) -> RejectionSampling:
     settings = {
         "conversation": conversation(Scripted(*turns), thinking=True),
         "pool": None,
+        "judge": RuleJudge(),
         "num_samples": 4,
         "num_kept": 1,
         "min_pass_rate": 0.0,

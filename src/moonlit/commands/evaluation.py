@@ -8,6 +8,7 @@ import asyncio
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -21,7 +22,7 @@ from moonlit.chat.messages import Image, Message, Part, VideoChunk
 from moonlit.progress import Work
 from moonlit.rl.conversation import Conversation, pictures_of, work_on
 from moonlit.rl.loading import conversation_of, sandboxes
-from moonlit.rl.rewards.exact import is_exact
+from moonlit.rl.rewards.rules import RuleJudge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +54,7 @@ class HeldOutTasks(Protocol):
         ...
 
 
-def evaluate_checkpoint(data: HeldOutTasks, settings: Mapping[str, Any]) -> None:
+def evaluate_checkpoint(data: HeldOutTasks, judge: RuleJudge, settings: Mapping[str, Any]) -> None:
     """Run the command: print the table and write everything as JSON."""
     sets = {
         name: data.tasks(name, settings["num_tasks"], held_out=True) for name in settings["sets"]
@@ -64,8 +65,8 @@ def evaluate_checkpoint(data: HeldOutTasks, settings: Mapping[str, Any]) -> None
     conversation = conversation_of(settings)
 
     async def run() -> list[Verdict]:
-        async with sandboxes(settings["tools"]) as pool:
-            return await evaluate(conversation, sets, pool, seed=settings["seed"])
+        async with sandboxes(settings["tools"]) as pool, aclosing(judge):
+            return await evaluate(conversation, sets, pool, judge, seed=settings["seed"])
 
     verdicts = asyncio.run(run())
     rows = summary(verdicts, data.chance)
@@ -83,6 +84,7 @@ async def evaluate(
     conversation: Conversation,
     sets: Mapping[str, Sequence[Task]],
     pool: Pool | None,
+    judge: RuleJudge,
     *,
     seed: int,
 ) -> list[Verdict]:
@@ -103,7 +105,7 @@ async def evaluate(
             number=number,
             answer=reply.text,
             truth=task.answer,
-            is_right=is_exact(reply.text, task.answer),
+            is_right=await judge.is_right(task, reply.text),
             stop_reason=reply.stop_reason,
             num_tokens=reply.num_tokens,
             num_calls=reply.num_calls,

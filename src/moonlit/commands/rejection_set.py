@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Mapping
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from moonlit.batch import Task
 from moonlit.rl.loading import conversation_of, sandboxes
 from moonlit.rl.rejection_sampling import Counts, RejectionSampling
+from moonlit.rl.rewards.rules import RuleJudge
 
 
 @runtime_checkable
@@ -22,7 +24,7 @@ class TrainingTasks(Protocol):
         ...
 
 
-def make_set(data: TrainingTasks, settings: Mapping[str, Any]) -> None:
+def make_set(data: TrainingTasks, judge: RuleJudge, settings: Mapping[str, Any]) -> None:
     """Run the command: write the set and its report, print the counts."""
     first, out = settings["first_task"], Path(settings["out"])
     sets = {
@@ -32,10 +34,11 @@ def make_set(data: TrainingTasks, settings: Mapping[str, Any]) -> None:
     conversation = conversation_of(settings)
 
     async def run() -> Counts:
-        async with sandboxes(settings["tools"]) as pool:
+        async with sandboxes(settings["tools"]) as pool, aclosing(judge):
             sampling = RejectionSampling(
                 conversation=conversation,
                 pool=pool,
+                judge=judge,
                 num_samples=settings["num_samples"],
                 num_kept=settings["num_kept"],
                 min_pass_rate=settings["min_pass_rate"],

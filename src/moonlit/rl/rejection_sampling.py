@@ -24,7 +24,7 @@ from moonlit.batch import Task
 from moonlit.chat.messages import VideoChunk
 from moonlit.chat.openai_form import openai_messages
 from moonlit.rl.conversation import Conversation, Reply, work_on
-from moonlit.rl.rewards.exact import is_exact
+from moonlit.rl.rewards.rules import RuleJudge
 
 TASKS_AT_ONCE = 64
 HELD_OUT_EVERY = 20
@@ -38,6 +38,7 @@ class RejectionSampling:
     Args:
         conversation: how the policy is talked to.
         pool: of sandboxes for the ``ipython`` tool; None: no tools.
+        judge: tells right answers from wrong ones.
         num_samples: K, answers to every task.
         num_kept: right answers kept of a task, the shortest first.
         min_pass_rate: tasks that are solved less often are left out ...
@@ -48,6 +49,7 @@ class RejectionSampling:
 
     conversation: Conversation
     pool: Pool | None
+    judge: RuleJudge
     num_samples: int
     num_kept: int
     min_pass_rate: float
@@ -100,7 +102,11 @@ class RejectionSampling:
                 *(work_on(self.conversation, task.task, self.pool, seed=seed) for seed in seeds)
             )
         return [
-            Answer(seed, reply, not reply.errors and is_exact(reply.text, task.task.answer))
+            Answer(
+                seed,
+                reply,
+                not reply.errors and await self.judge.is_right(task.task, reply.text),
+            )
             for seed, reply in zip(seeds, replies, strict=True)
         ]
 

@@ -170,6 +170,7 @@ def test_two_corners_are_no_outline():
 
 def test_numbers_are_read_strictly():
     assert only_number("There are -3.5 of them") == -3.5
+    assert [only_number(answer) for answer in ("2py is True", "x2", "f_2", "2é")] == [None] * 4
     assert tuples("(1, .5) and (0, 1e-1)", 2) == [(1.0, 0.5), (0.0, 0.1)]
     assert tuples("((0, 1))", 2) is None
 
@@ -230,3 +231,39 @@ def test_what_cannot_be_read_is_counted_beside_its_zero():
         trajectory = Trajectory(segments=[], messages=[], spans=[], stop_reason="answer", text=text)
         asyncio.run(RuleJudge().judge(task(), trajectory))
         assert trajectory.metrics == {"well_formed": expected}
+
+
+@pytest.mark.parametrize(
+    ("environment", "truth", "right", "wrong"),
+    [
+        ("counting", 4, "4", "There are 4."),  # earns 1, but is not just the truth
+        (
+            "grounding",
+            [[0.204, 0.2, 0.4, 0.6]],
+            "(0.20, 0.20, 0.40, 0.60)",
+            "(0.21, 0.2, 0.4, 0.6)",
+        ),
+        ("colour", "red", "Red.", "red or blue"),
+        ("code", {"tests": ["f"]}, "f", "g"),
+        ("mathematics", "3", r"\boxed{3}", "4"),
+    ],
+)
+def test_right_is_what_is_the_truth_or_earns_all_where_that_is_no_text(
+    environment: str, truth, right: str, wrong: str
+):
+    async def boxed(answer: str, truth: str) -> float:
+        return float(answer == rf"\boxed{{{truth}}}")
+
+    judge = RuleJudge(
+        rules={"code": lambda answer, truth: float(answer in truth["tests"]), "mathematics": boxed}
+    )
+    task = Task(prompt=[], domain="perception", environment=environment, answer=truth)
+
+    assert asyncio.run(judge.is_right(task, right))
+    assert not asyncio.run(judge.is_right(task, wrong))
+
+
+def test_what_nothing_can_tell_right_is_an_error():
+    task = Task(prompt=[], domain="chat", environment="chat", answer={"rubric": "be kind"})
+    with pytest.raises(VerifierError, match="chat"):
+        asyncio.run(RuleJudge().is_right(task, "hello"))

@@ -28,6 +28,13 @@ def is_exact(answer: str, truth: Any) -> bool:
     return all(math.isclose(g, w, abs_tol=1e-9) for g, w in zip(got, wanted, strict=True))
 
 
+def is_comparable(truth: Any) -> bool:
+    """Whether ``is_exact`` knows such a truth: a number, a text, or (nested lists of) numbers."""
+    if isinstance(truth, list | tuple):
+        return all(is_comparable(part) and not isinstance(part, str) for part in truth)
+    return isinstance(truth, str | int | float)
+
+
 def flat(values: Any) -> Iterator[float]:
     """Walk through nested lists of numbers."""
     if isinstance(values, int | float):

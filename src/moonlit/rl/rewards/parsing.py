@@ -9,6 +9,7 @@ import math
 import re
 
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+LETTER = re.compile(r"\w")
 BRACKETS = re.compile(r"\(([^()]*)\)")
 MAX_BRACKETS = 256
 """More are no answer: reading them would be work that the policy can make us do for nothing."""
@@ -17,11 +18,14 @@ Tuple = tuple[float, ...]
 
 
 def only_number(answer: str) -> float | None:
-    """Return the one number that an answer holds; none or several are no answer."""
-    found = NUMBER.findall(answer[:MAX_CHARS])
+    """Return the one number that an answer holds; none, several or part of a word is no answer."""
+    found = list(NUMBER.finditer(answer[:MAX_CHARS]))
     if len(found) != 1 or len(answer) > MAX_CHARS:
         return None
-    number = float(found[0])
+    start, end = found[0].span()
+    if LETTER.match(answer[start - 1 : start]) or LETTER.match(answer[end : end + 1]):
+        return None
+    number = float(found[0][0])
     return number if math.isfinite(number) else None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from moonlit.agents.environment import VerifierError, close
 from moonlit.batch import Task, Trajectory
 from moonlit.rl.rewards.counting import counting
-from moonlit.rl.rewards.exact import is_exact
+from moonlit.rl.rewards.exact import is_comparable, is_exact
 from moonlit.rl.rewards.forms import is_well_formed
 from moonlit.rl.rewards.grounding import grounding
 from moonlit.rl.rewards.ocr import ocr
@@ -83,6 +83,21 @@ class RuleJudge:
                 f"reward {name!r} failed: {type(error).__name__}: {error}"
             ) from error
         return {name: in_bounds(name, reward)}
+
+    async def is_right(self, task: Task, answer: str) -> bool:
+        """Whether an answer is the truth; where that is no such text, whether it earns all.
+
+        Raises:
+            VerifierError: if it cannot be judged.
+        """
+        name = task.environment
+        if name not in self.rules and is_comparable(task.answer):
+            return is_exact(answer, task.answer)
+        rule = self.rules.get(name, RULES.get(name))
+        if rule is None:
+            raise VerifierError(f"nothing tells right from wrong in environment {name!r}")
+        reward = rule(answer, task.answer)
+        return in_bounds(name, float(await reward if inspect.isawaitable(reward) else reward)) == 1
 
     async def aclose(self) -> None:
         """Let go of what rules hold, such as processes."""
