@@ -126,6 +126,7 @@ def row_child(turn: int, row: str, cells: Sequence[str] = (), **more: Any) -> Tr
         ([row_child(4, "aB-one", error="lost")], (1, 1, 0)),
         ([row_child(4, "aB-two", TWO)], (1, 0, 0)),  # it was not lost
         ([row_child(1, "aB-one", ONE)], (0, 0, 0)),  # two were asked at once, and one came back
+        ([row_child(1, "aB-two", error="lost")], (1, 0, 0)),  # the same, the other way round
         ([row_child(1, "aB-six", error="lost")], (1, 0, 0)),  # nobody wants that row
     ],
 )
