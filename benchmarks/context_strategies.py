@@ -47,7 +47,7 @@ from moonlit.rl.conversation import Conversation
 from moonlit.rl.engines.base import Completion, Request
 from moonlit.rl.swarm_environment import SwarmEnvironment
 
-POSITIONS, THRESHOLD = 2048, 1536
+POSITIONS, THRESHOLD = 2048, 1280
 """Of every context, and where the strategies act [tokens]."""
 MAX_STEPS = 100
 SHARE = 4

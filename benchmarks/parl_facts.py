@@ -50,13 +50,13 @@ STAGES = {
     # learns how many tasks to assign
     "warmup_2": Stage(
         steps=300, begin="warmup_1",
-        traces=["source.parallel_fraction=0.4", "source.single_fraction=0.15", "seed=1"],
+        traces=["source.parallel_fraction=0.3", "source.single_fraction=0.15", "seed=1"],
     ),
-    # has seen tasks that are lost, and in one of four traces given to the other agent
+    # has seen tasks that are lost, and in two of five traces given to the other agent
     "warmup_dead": Stage(
-        steps=300, begin="warmup_2",
+        steps=400, begin="warmup_2",
         traces=["source.parallel_fraction=0.6", "source.single_fraction=0.05", "seed=2",
-                "source.script.dead_share=0.67", "source.reassign_fraction=0.25"],
+                "source.script.dead_share=0.67", "source.reassign_fraction=0.4"],
     ),
     "rows_small": Stage(
         steps=120, source="row_traces",
