@@ -94,13 +94,11 @@ REWARDS = {
 }
 LOOSE = ["phase.environment.limits.max_critical_steps=17"]
 """A single agent needs 15 steps for seven rows."""
-COST = [*LOOSE, f"+{REWARD}.step_cost=0.03"]
 ARMS = {
     **{arm: Arm(overrides=rewards) for arm, rewards in REWARDS.items()},
     "single": Arm(overrides=[NO_SWARM, *LOOSE]),
     "single_tight": Arm(overrides=[NO_SWARM]),
     **{f"{arm}_loose": Arm(overrides=[*rewards, *LOOSE]) for arm, rewards in REWARDS.items()},
-    **{f"{arm}_cost": Arm(overrides=[*rewards, *COST]) for arm, rewards in REWARDS.items()},
     "faults": Arm(experiment="parl_faults"),
     "dead_agents": Arm(experiment="parl_dead_agents", begin="warmup_dead"),
     "policy_agents": Arm(

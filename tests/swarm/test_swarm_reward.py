@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moonlit.agents.swarm.critical_steps import critical_steps
 from moonlit.agents.swarm.reward import ParlReward, r_finish, r_parallel
 from moonlit.chat.messages import Message, ToolCall
 from tests.swarm.traces import agent, orchestrator, worker
@@ -61,20 +60,6 @@ def test_both_weights_fade_to_nothing():
     assert REWARD.lambdas(0.0) == (0.1, 0.2)
     assert REWARD.lambdas(0.25) == pytest.approx((0.05, 0.1))
     assert REWARD.lambdas(0.5) == REWARD.lambdas(1.0) == (0.0, 0.0)
-
-
-def test_a_cost_of_steps_stays_when_the_weights_have_faded():
-    priced = ParlReward(
-        parallel_weight=0.1, finish_weight=0.2, annealed_by=0.5, cap=4, step_cost=0.01
-    )
-    swarm = orchestrator(worker(0), worker(1))
-    steps = critical_steps(swarm)
-    assert steps > 1
-    for progress in (0.0, 1.0):
-        gap = REWARD.total(swarm, 0.5, progress) - priced.total(swarm, 0.5, progress)
-        assert gap == pytest.approx(0.01 * steps)
-    with pytest.raises(ValueError, match="step_cost=-1"):
-        ParlReward(parallel_weight=0.0, finish_weight=0.0, annealed_by=1.0, cap=2, step_cost=-1.0)
 
 
 def test_the_total_by_hand():

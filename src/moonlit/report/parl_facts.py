@@ -35,17 +35,13 @@ ARMS = {
     "no_parallel_loose": "17 steps: swarm, lambda 1 = 0",
     "no_finish_loose": "17 steps: swarm, lambda 2 = 0",
     "no_both_loose": "17 steps: swarm, lambda 1 = lambda 2 = 0",
-    "swarm_cost": "17 steps, 0.03 each: swarm, both rewards annealed",
-    "no_parallel_cost": "17 steps, 0.03 each: swarm, lambda 1 = 0",
-    "no_finish_cost": "17 steps, 0.03 each: swarm, lambda 2 = 0",
-    "no_both_cost": "17 steps, 0.03 each: swarm, lambda 1 = lambda 2 = 0",
     "faults": "swarm, each fault at 10 %",
     "dead_agents": "swarm, one agent dead at 2 of 3 tasks",
     "policy_agents": "swarm, a checkpoint plays the sub-agents",
     "policy_agents_small_then_large": "swarm, a small checkpoint, then a larger one",
 }
 """Arms by the name of their runs' folders; others are shown by that name."""
-PLOTTED = ("swarm", "single", "no_both", "swarm_loose", "no_both_loose", "no_both_cost")
+PLOTTED = ("swarm", "single", "no_both", "swarm_loose", "no_both_loose")
 """Arms that are drawn: as many as there are colours."""
 SWARM, SINGLE = "swarm", "single"
 ROWS = "rows"

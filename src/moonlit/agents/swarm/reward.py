@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from moonlit.agents.swarm.critical_steps import critical_steps, widest_stage
+from moonlit.agents.swarm.critical_steps import widest_stage
 from moonlit.batch import Trajectory
 
 WORK = "num_useful_calls"
@@ -91,18 +91,12 @@ class ParlReward:
         finish_weight: lambda 2 at the start.
         annealed_by: share of the run after which both are zero.
         cap: sub-agents at once beyond which there is no more to earn.
-        step_cost: taken off for every critical step, all along. The report bounds steps and names
-            no cost: for experiments with a budget that nobody feels.
-
-    Raises:
-        ValueError: if a number is outside its range.
     """
 
     parallel_weight: float
     finish_weight: float
     annealed_by: float
     cap: int
-    step_cost: float = 0.0
 
     def __post_init__(self) -> None:
         if min(self.parallel_weight, self.finish_weight) < 0 or not 0 < self.annealed_by <= 1:
@@ -110,8 +104,6 @@ class ParlReward:
                 f"parallel_weight={self.parallel_weight}, finish_weight={self.finish_weight}, "
                 f"annealed_by={self.annealed_by}: want weights >= 0 and a share in (0, 1]"
             )
-        if not 0 <= self.step_cost < float("inf"):
-            raise ValueError(f"step_cost={self.step_cost}: want at least 0, and finite")
 
     def lambdas(self, progress: float) -> tuple[float, float]:
         """Return lambda 1 and lambda 2, linear from the start to zero.
@@ -133,5 +125,4 @@ class ParlReward:
         """Return the reward of a rollout whose outcome is known."""
         lambda_1, lambda_2 = self.lambdas(progress)
         parts = self.parts(trajectory)
-        outcome = performance - self.step_cost * critical_steps(trajectory)
-        return lambda_1 * parts["parallel"] + lambda_2 * parts["finish"] + outcome
+        return lambda_1 * parts["parallel"] + lambda_2 * parts["finish"] + performance
