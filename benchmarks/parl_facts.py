@@ -52,11 +52,16 @@ STAGES = {
         steps=300, begin="warmup_1",
         traces=["source.parallel_fraction=0.3", "source.single_fraction=0.15", "seed=1"],
     ),
-    # has seen tasks that are lost, and in two of five traces given to the other agent
-    "warmup_dead": Stage(
+    # have seen tasks that are lost; many traces give them to the other agent
+    "warmup_dead_1": Stage(
         steps=400, begin="warmup_2",
         traces=["source.parallel_fraction=0.6", "source.single_fraction=0.05", "seed=2",
                 "source.script.dead_share=0.67", "source.reassign_fraction=0.4"],
+    ),
+    "warmup_dead_2": Stage(
+        steps=500, begin="warmup_dead_1",
+        traces=["source.parallel_fraction=0.9", "source.single_fraction=0.05", "seed=3",
+                "source.script.dead_share=0.67", "source.reassign_fraction=0.45"],
     ),
     "rows_small": Stage(
         steps=120, source="row_traces",
@@ -100,7 +105,7 @@ ARMS = {
     "single_tight": Arm(overrides=[NO_SWARM]),
     **{f"{arm}_loose": Arm(overrides=[*rewards, *LOOSE]) for arm, rewards in REWARDS.items()},
     "faults": Arm(experiment="parl_faults"),
-    "dead_agents": Arm(experiment="parl_dead_agents", begin="warmup_dead"),
+    "dead_agents": Arm(experiment="parl_dead_agents", begin="warmup_dead_2"),
     "policy_agents": Arm(
         overrides=[f"subagent@{WORKER}=row_policy"],
         ckpts={f"{WORKER}.policy.ckpt": "rows_large"},
