@@ -59,7 +59,7 @@ STAGES = {
                 "source.script.dead_share=0.67", "source.reassign_fraction=0.4"],
     ),
     "warmup_dead_2": Stage(
-        steps=500, begin="warmup_dead_1",
+        steps=400, begin="warmup_dead_1",
         traces=["source.parallel_fraction=0.9", "source.single_fraction=0.05", "seed=3",
                 "source.script.dead_share=0.67", "source.reassign_fraction=0.45"],
     ),
@@ -106,6 +106,10 @@ ARMS = {
     **{f"{arm}_loose": Arm(overrides=[*rewards, *LOOSE]) for arm, rewards in REWARDS.items()},
     "faults": Arm(experiment="parl_faults"),
     "dead_agents": Arm(experiment="parl_dead_agents", begin="warmup_dead_2"),
+    "dead_agents_tight": Arm(
+        experiment="parl_dead_agents", begin="warmup_dead_2",
+        overrides=["phase.environment.limits.max_critical_steps=9"],
+    ),
     "policy_agents": Arm(
         overrides=[f"subagent@{WORKER}=row_policy"],
         ckpts={f"{WORKER}.policy.ckpt": "rows_large"},
@@ -117,7 +121,7 @@ ARMS = {
             for size in ("small", "large")
         },
     ),
-}
+}  # fmt: skip
 
 
 def main() -> None:

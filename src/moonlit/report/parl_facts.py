@@ -36,7 +36,8 @@ ARMS = {
     "no_finish_loose": "17 steps: swarm, lambda 2 = 0",
     "no_both_loose": "17 steps: swarm, lambda 1 = lambda 2 = 0",
     "faults": "swarm, each fault at 10 %",
-    "dead_agents": "swarm, one agent dead at 2 of 3 tasks",
+    "dead_agents": "17 steps: swarm, one agent dead at 2 of 3 tasks",
+    "dead_agents_tight": "swarm, one agent dead at 2 of 3 tasks",
     "policy_agents": "swarm, a checkpoint plays the sub-agents",
     "policy_agents_small_then_large": "swarm, a small checkpoint, then a larger one",
 }
