@@ -1,10 +1,9 @@
 """Does PARL learn? A swarm, the same model as a single agent, and ablations, several seeds.
 
-All runs begin from one warm-up (SFT on serial and parallel traces) and have the same iterations; a
-seed has tasks and samples of its own. ``single`` and the loose arms may take as many critical steps
-as a single agent needs. Every run is what a ``moonlit`` command does, one after another in this
-process. A result that is there already is not made again; ``moonlit report experiment=parl_facts``
-compares what there is.
+All runs begin from a warm-up (SFT on serial and parallel traces) and have the same iterations; a
+seed has tasks and samples of its own. Every run is what a ``moonlit`` command does, one after
+another in this process. A result that is there already is not made again; ``moonlit report
+experiment=parl_facts`` compares what there is.
 
     OMP_NUM_THREADS=1 python benchmarks/parl_facts.py --runs swarm-0 single-0
 
@@ -13,6 +12,7 @@ Source of the question: technical report (arXiv:2602.02276), Sec. 3, Figures 4 a
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 
@@ -21,90 +21,168 @@ from hydra import compose, initialize_config_dir
 from moonlit import cli
 
 QUESTION = "Does PARL learn? Trains the arms of experiment=parl_facts."
-REWARD, ENVIRONMENT = "phase.environment.reward", "phase.environment"
-NO_SWARM = f"~{ENVIRONMENT}.workers.worker"
-OUTCOME_ALONE = [f"{REWARD}.parallel_weight=0", f"{REWARD}.finish_weight=0"]
-ALL_IT_NEEDS = f"{ENVIRONMENT}.limits.max_critical_steps=17"
-"""A single agent needs 15 steps for seven rows."""
-ARMS: dict[str, list[str]] = {
-    "swarm": [],
-    "single": [NO_SWARM, ALL_IT_NEEDS],
-    "single_tight": [NO_SWARM],
-    "no_both": OUTCOME_ALONE,
-    "no_parallel": OUTCOME_ALONE[:1],
-    "no_finish": OUTCOME_ALONE[1:],
-    "swarm_loose": [ALL_IT_NEEDS],
-    "no_both_loose": [*OUTCOME_ALONE, ALL_IT_NEEDS],
-}
 LAST = "checkpoints/last.ckpt"
 NUM_BASE_RANKS = 496
 """Of ``source=table_traces``."""
-WARM_UP: dict[int, tuple[int, list[str]]] = {
-    1: (500, []),
-    2: (300, ["source.parallel_fraction=0.4", "source.single_fraction=0.15", "seed=1"]),
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A checkpoint that runs begin from, or that plays sub-agents: SFT on traces.
+
+    Args:
+        steps: of the optimizer.
+        source: of its traces.
+        begin: stage that it begins from; None: random weights.
+        traces: what they are made of.
+        model: settings of its own.
+    """
+
+    steps: int
+    source: str = "table_traces"
+    begin: str | None = None
+    traces: Sequence[str] = ()
+    model: Sequence[str] = ()
+
+
+STAGES = {
+    "warmup_1": Stage(steps=500),
+    # learns how many tasks to assign
+    "warmup_2": Stage(
+        steps=300, begin="warmup_1",
+        traces=["source.parallel_fraction=0.3", "source.single_fraction=0.15", "seed=1"],
+    ),
+    # have seen tasks that are lost; many traces give them to the other agent
+    "warmup_dead_1": Stage(
+        steps=400, begin="warmup_2",
+        traces=["source.parallel_fraction=0.6", "source.single_fraction=0.05", "seed=2",
+                "source.script.dead_share=0.67", "source.reassign_fraction=0.4"],
+    ),
+    "warmup_dead_2": Stage(
+        steps=400, begin="warmup_dead_1",
+        traces=["source.parallel_fraction=0.9", "source.single_fraction=0.05", "seed=3",
+                "source.script.dead_share=0.67", "source.reassign_fraction=0.45"],
+    ),
+    "rows_small": Stage(
+        steps=120, source="row_traces",
+        model=["model.decoder.model_width=32", "model.decoder.dense_width=64"],
+    ),
+    "rows_large": Stage(steps=200, source="row_traces", begin="warmup_1"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """A way to train the orchestrator.
+
+    Args:
+        overrides: of the experiment.
+        experiment: in ``conf/``.
+        begin: stage whose weights it begins from.
+        ckpts: stages whose checkpoints a setting names.
+    """
+
+    overrides: Sequence[str] = ()
+    experiment: str = "parl_facts"
+    begin: str = "warmup_2"
+    ckpts: dict[str, str] = field(default_factory=dict)
+
+
+WORKER, REWARD = "phase.environment.workers.worker", "phase.environment.reward"
+NO_SWARM = f"~{WORKER}"
+NO_PARALLEL, NO_FINISH = f"{REWARD}.parallel_weight=0", f"{REWARD}.finish_weight=0"
+REWARDS = {
+    "swarm": [],
+    "no_parallel": [NO_PARALLEL],
+    "no_finish": [NO_FINISH],
+    "no_both": [NO_PARALLEL, NO_FINISH],
 }
-"""Optimizer steps of each stage, and its traces: the second learns how many tasks to assign."""
-EXPERIMENTS = {"faults": "parl_faults"}
-"""Arms that are experiments of their own."""
+LOOSE = ["phase.environment.limits.max_critical_steps=17"]
+"""A single agent needs 15 steps for seven rows."""
+ARMS = {
+    **{arm: Arm(overrides=rewards) for arm, rewards in REWARDS.items()},
+    "single": Arm(overrides=[NO_SWARM, *LOOSE]),
+    "single_tight": Arm(overrides=[NO_SWARM]),
+    **{f"{arm}_loose": Arm(overrides=[*rewards, *LOOSE]) for arm, rewards in REWARDS.items()},
+    "faults": Arm(experiment="parl_faults"),
+    "dead_agents": Arm(experiment="parl_dead_agents", begin="warmup_dead_2"),
+    "dead_agents_tight": Arm(
+        experiment="parl_dead_agents", begin="warmup_dead_2",
+        overrides=["phase.environment.limits.max_critical_steps=9"],
+    ),
+    "policy_agents": Arm(
+        overrides=[f"subagent@{WORKER}=row_policy"],
+        ckpts={f"{WORKER}.policy.ckpt": "rows_large"},
+    ),
+    "policy_agents_small_then_large": Arm(
+        overrides=[f"subagent@{WORKER}=row_policy_small_then_large"],
+        ckpts={
+            f"{WORKER}.stages.{size}.worker.policy.ckpt": f"rows_{size}"
+            for size in ("small", "large")
+        },
+    ),
+}  # fmt: skip
 
 
 def main() -> None:
-    """Run what is missing, the warm-up first, then seed by seed."""
+    """Run what is missing, seed by seed, whatever it begins from first."""
     parser = argparse.ArgumentParser(description=QUESTION)
     parser.add_argument("--out", type=Path, default=Path("runs/parl_facts"))
-    every = [f"{arm}-{seed}" for seed in range(3) for arm in (*ARMS, *EXPERIMENTS)]
-    parser.add_argument("--runs", nargs="*", default=every, help="ARM-SEED, in this order")
+    every = [f"{arm}-{seed}" for seed in range(3) for arm in ARMS]
+    parser.add_argument("--runs", nargs="*", default=every, help="ARM-SEED or a stage, in order")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     with initialize_config_dir(version_base="1.3", config_dir=str(cli.conf_folder())):
-        warm_up(args.out)
         for name in args.runs:
-            arm, _, seed = name.rpartition("-")
-            train(args.out, arm, int(seed))
+            if name in STAGES:
+                prepared(args.out, name)
+            else:
+                arm, _, seed = name.rpartition("-")
+                train(args.out, arm, int(seed))
 
 
-def warm_up(out: Path) -> None:
-    """Make the traces, and train on them stage by stage."""
-    begin: list[str] = []
-    for stage, (steps, mixture) in WARM_UP.items():
-        folder = out / f"traces_{stage}"
-        call(
-            ["prepare", "source=table_traces", f"source.folder={folder}", *mixture],
-            makes=folder / "held_out.jsonl",
-        )
-        run = out / f"warmup_{stage}"
-        call(
-            ["train", "experiment=parl_facts_warmup", f"run_dir={run}", *vocabulary(out), *begin,
-             f"data.folder={folder}", f"data.data_dir={out / f'data_{stage}'}",
-             f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}"],
-            makes=run / "held_out.json",
-        )  # fmt: skip
-        begin = [f"init_from={run / LAST}"]
-
-
-def train(out: Path, arm: str, seed: int) -> None:
-    """Train one arm with one seed."""
-    run = out / f"{arm}-{seed}"
-    experiment = EXPERIMENTS.get(arm, "parl_facts")
+def prepared(out: Path, name: str) -> Path:
+    """Return a stage's last checkpoint, made if it is not there."""
+    stage = STAGES[name]
+    begin = [] if stage.begin is None else [f"init_from={prepared(out, stage.begin)}"]
     call(
-        ["train", f"experiment={experiment}", f"init_from={warmed_up(out)}", f"seed={seed}",
-         f"run_dir={run}", *vocabulary(out), *ARMS.get(arm, [])],
+        ["train", "experiment=parl_facts_warmup", f"run_dir={out / name}", *vocabulary(out), *begin,
+         *stage.model, f"data.folder={traces(out, name)}", f"data.data_dir={out / f'data_{name}'}",
+         f"trainer.max_steps={stage.steps}", f"trainer.val_check_interval={stage.steps}"],
+        makes=out / name / "held_out.json",
+    )  # fmt: skip
+    return out / name / LAST
+
+
+def train(out: Path, name: str, seed: int) -> None:
+    """Train one arm with one seed."""
+    run, arm = out / f"{name}-{seed}", ARMS[name]
+    begin = prepared(out, arm.begin)
+    ckpts = [f"{key}={prepared(out, stage)}" for key, stage in arm.ckpts.items()]
+    call(
+        ["train", f"experiment={arm.experiment}", f"init_from={begin}", f"seed={seed}",
+         f"run_dir={run}", *vocabulary(out), *arm.overrides, *ckpts],
         makes=run / "held_out.json",
     )  # fmt: skip
 
 
+def traces(out: Path, name: str) -> Path:
+    """Return the folder of a stage's traces, made if they are not there."""
+    stage, folder = STAGES[name], out / f"traces_{name}"
+    call(
+        ["prepare", f"source={stage.source}", f"source.folder={folder}", *stage.traces],
+        makes=folder / "held_out.jsonl",
+    )
+    return folder
+
+
 def vocabulary(out: Path) -> list[str]:
-    """Name the tokenizer that was learnt from the first stage's traces, and its size."""
+    """Name the tokenizer that is learnt from the first stage's traces, and its size."""
     return [
-        f"tokenizer={out / 'traces_1' / 'tokenizer'}",
+        f"tokenizer={traces(out, 'warmup_1') / 'tokenizer'}",
         f"model.decoder.vocab_size={NUM_BASE_RANKS + 256}",
         f"model.decoder.media_pad_id={NUM_BASE_RANKS + 21}",
     ]
-
-
-def warmed_up(out: Path) -> Path:
-    """Return the warm-up's last checkpoint."""
-    return out / f"warmup_{list(WARM_UP)[-1]}" / LAST
 
 
 def call(words: Sequence[str], *, makes: Path) -> None:

@@ -1,8 +1,9 @@
 """``moonlit prepare source=swarm_traces``: dialogues that warm an orchestrator up.
 
 Some of them work alone, step after step; the others create sub-agents and assign everything in one
-turn. Which is which is drawn, so that the warmed-up policy does both and training has something to
-choose from. The tools really run.
+turn; of those that lose tasks some give them to other agents, some do not. Which is which is drawn,
+so that the warmed-up policy does both and training has something to choose from. The tools really
+run.
 """
 
 import asyncio
@@ -16,12 +17,12 @@ from rich.console import Console
 
 from data_modules.components.dialogue_files import parse_dialogue
 from data_modules.tasks.source import HELD_OUT, TRAIN, TaskSource
-from data_modules.zero_vision.lines import assistant, called, line, user
+from data_modules.zero_vision.lines import assistant, called, line
 from data_modules.zero_vision.source import write_whole, written
 from moonlit.agents.swarm.limits import SwarmLimits
 from moonlit.agents.swarm.swarm import SubAgent, Swarm
 from moonlit.agents.toolbox import Toolbox
-from moonlit.agents.tools import Toolset
+from moonlit.agents.tools import Toolset, tool_message
 from moonlit.batch import Task
 from moonlit.chat.embedded_vocabulary import train_ranks
 from moonlit.chat.messages import ToolCall
@@ -69,6 +70,7 @@ class SwarmTraces:
         num_held_out: traces to score.
         parallel_fraction: of the traces that use a swarm.
         single_fraction: of the traces that are offered none, and work alone.
+        reassign_fraction: of the swarms that lost tasks, and give them to agents that lost none.
         vocabulary: base ranks of a tokenizer that is learnt from the traces and written to
             ``folder/tokenizer``; None: none is.
         seed: of the draw.
@@ -85,6 +87,7 @@ class SwarmTraces:
         num_held_out: int,
         parallel_fraction: float,
         single_fraction: float,
+        reassign_fraction: float,
         vocabulary: int | None,
         seed: int,
     ) -> None:
@@ -94,9 +97,12 @@ class SwarmTraces:
                 f"parallel_fraction={parallel_fraction}, single_fraction={single_fraction}: want"
                 " shares of at most 1 together"
             )
+        if not 0 <= reassign_fraction <= 1:
+            raise ValueError(f"reassign_fraction={reassign_fraction}: want it in [0, 1]")
         self.folder, self.source, self.script = Path(folder), source, script
         self.first, self.num = first, {TRAIN: num_train, HELD_OUT: num_held_out}
         self.parallel_fraction, self.single_fraction = shares
+        self.reassign_fraction = reassign_fraction
         self.vocabulary, self.seed = vocabulary, seed
 
     def prepare_data(self) -> None:
@@ -133,31 +139,58 @@ class SwarmTraces:
                     self.script,
                     is_parallel=bool(draw < self.parallel_fraction),
                     has_swarm=bool(draw < 1 - self.single_fraction),
+                    reassigns=bool(rng.random() < self.reassign_fraction),
                 )
             )
         return made
 
 
 async def trace(
-    task: Task, script: Script, *, is_parallel: bool, has_swarm: bool
+    task: Task, script: Script, *, is_parallel: bool, has_swarm: bool, reassigns: bool = False
 ) -> dict[str, Any]:
     """Work on a task by script, and write the dialogue down."""
     swarm = Swarm(
         {"worker": script.worker()}, task, limits=SwarmLimits(), num_prompt=1, seed=0
     )  # fmt: skip
-    messages: list[dict[str, Any]] = [user(task.prompt[0].words)]
+    messages: list[dict[str, Any]] = [
+        {"role": one.role, "content": one.words} for one in task.prompt
+    ]
     async with script.toolbox(task) as own:
         tools = Toolset([*own.tools, *(swarm.tools if has_swarm else ())])
-        for turn in script.parallel(task) if is_parallel else script.serial(task):
+        turns = script.parallel(task) if is_parallel else script.serial(task)
+        for turn in turns:
             outputs = [await tools.run(ToolCall(name, given)) for name, given in turn]
             calls = [
-                (name, given, output.text)
+                (name, given, tool_message(name, name, output).words)
                 for (name, given), output in zip(turn, outputs, strict=True)
             ]
             messages += without_thinking(called("", calls, messages))
+            lost = [call for call, output in zip(turn, outputs, strict=True) if output.error]
+            if lost and reassigns and turn is turns[0]:
+                turns.append(reassigned(lost, turn))
     messages.append(assistant(script.answer(task), None))
     provenance = {"source": "swarm_traces", "parallel": is_parallel, "truth": task.answer}
     return line(messages, tools.declarations, provenance)
+
+
+def reassigned(lost: Turn, turn: Turn) -> Turn:
+    """Give lost tasks to those of a turn's agents that lost none, in turn.
+
+    Raises:
+        ValueError: if all of them lost some.
+    """
+    losers = {given["agent"] for _, given in lost}
+    others = [
+        given["name"]
+        for name, given in turn
+        if name == "create_subagent" and given["name"] not in losers
+    ]
+    if not others:
+        raise ValueError(f"nobody is left to do what {', '.join(sorted(losers))} lost")
+    return [
+        (name, {**given, "agent": others[place % len(others)]})
+        for place, (name, given) in enumerate(lost)
+    ]
 
 
 def texts_of(traces: Iterable[dict[str, Any]]) -> Iterator[str]:

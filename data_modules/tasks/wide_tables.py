@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from data_modules.tasks.source import HELD_OUT
-from moonlit.agents.swarm.scripted import OneCall
+from moonlit.agents.swarm.faults import DeadAgents
+from moonlit.agents.swarm.scripted import OneCall, named_in
 from moonlit.agents.swarm.swarm import SubAgent
 from moonlit.agents.tables import f1
 from moonlit.agents.tools import Tool, ToolOutput, Toolset
@@ -32,8 +33,10 @@ COLUMNS = {
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 HELD_OUT_ONE_IN = 5
 """Of the sheets."""
-NUM_AGENTS = 2
+AGENTS = ("w1", "w2")
 """That a warm-up trace creates: tasks go round among them."""
+FILLER = "fill"
+"""What they are told to be."""
 FILL = {
     "type": "object",
     "properties": {"cell": {"type": "string"}},
@@ -79,6 +82,26 @@ class WideTables:
         )
 
 
+class TableRows:
+    """Makes what a sub-agent is asked: one row, by its name alone.
+
+    Args:
+        seed: of everything.
+    """
+
+    def __init__(self, *, seed: int) -> None:
+        self.tables = WideTables(seed=seed, min_rows=1, max_rows=1)
+
+    def __call__(self, split: str, number: int) -> Task:
+        """Return a task."""
+        task = self.tables(split, number)
+        ((row, *_),) = task.answer
+        task.prompt = [
+            Message(role="system", content=FILLER), Message(role="user", content=row)
+        ]  # fmt: skip
+        return task
+
+
 def sheet_of(split: str, rng: np.random.Generator) -> str:
     """Draw a sheet of a split: a small letter, but for the w of agents, and a capital."""
     while True:
@@ -113,7 +136,8 @@ class TableJudge:
         """Return the item-F1 and measure the row-F1; without a final answer both are 0.
 
         A cell counts that the agent filled in itself, or a sub-agent that came back; one that was
-        not asked for counts against them, whatever became of who tried it.
+        not asked for counts against them, whatever became of who tried it. Measured too: rows that
+        were assigned and lost, those of them that were assigned again, and those that are filled.
         """
         names = {row[0] for row in task.answer}
         wanted = {f"{name} {column}" for name in names for column in COLUMNS}
@@ -124,6 +148,17 @@ class TableJudge:
         begun = {cell.rpartition(" ")[0] for cell in cells}
         whole = {name for name in begun if {f"{name} {column}" for column in COLUMNS} <= cells}
         trajectory.metrics["row_f1"] = 2 * len(whole & names) / (len(begun) + len(names))
+        lost = {row: turn for row, turn in rows_lost(trajectory).items() if row in names}
+        again = {
+            row_of(child)
+            for child in trajectory.children
+            if child.called_by != lost.get(row_of(child), child.called_by)
+        }
+        trajectory.metrics |= {
+            "rows_lost": float(len(lost)),
+            "rows_reassigned": float(len(again)),
+            "rows_mended": float(len(lost.keys() & whole)),
+        }
         return {"wide_table": f1(cells, wanted)}
 
 
@@ -139,19 +174,47 @@ def cells_tried(trajectory: Trajectory, *, came_back: bool) -> Iterator[str]:
             if call.name == "fill" and isinstance(cell := call.arguments.get("cell"), str):
                 yield cell
     for child in trajectory.children:
-        if not came_back or (child.error is None and child.stop_reason == "answer"):
+        if not came_back or is_back(child):
             yield from cells_tried(child, came_back=came_back)
 
 
+def rows_lost(trajectory: Trajectory) -> dict[str, int | None]:
+    """Return the rows of which nobody came back that they were first assigned to, and that turn."""
+    first: dict[str, tuple[int | None, bool]] = {}
+    for child in trajectory.children:
+        turn, came_back = first.get(row_of(child), (child.called_by, False))
+        if child.called_by == turn:
+            first[row_of(child)] = turn, came_back or is_back(child)
+    return {row: turn for row, (turn, came_back) in first.items() if not came_back}
+
+
+def row_of(child: Trajectory) -> str:
+    """Return the row that a sub-agent was asked for."""
+    return named_in(child.prompt[-1].words) if child.prompt else ""
+
+
+def is_back(child: Trajectory) -> bool:
+    """Whether a sub-agent came back with an answer."""
+    return child.error is None and child.stop_reason == "answer"
+
+
 class TableScript:
-    """How the warm-up's traces work on a task: cell by cell, or a sub-agent a row."""
+    """How the warm-up's traces work on a task: cell by cell, or a sub-agent a row.
+
+    Args:
+        dead_share: of the tasks at which one of the agents is dead.
+    """
 
     toolbox = staticmethod(fill_cells)
+
+    def __init__(self, *, dead_share: float = 0.0) -> None:
+        self.dead_share = dead_share
 
     def worker(self) -> SubAgent:
         """Return who serves as sub-agent."""
         values = [f"{{}} {column}" for column in COLUMNS]
-        return OneCall(toolbox=fill_cells, tool="fill", argument="cell", values=values)
+        fills = OneCall(toolbox=fill_cells, tool="fill", argument="cell", values=values)
+        return DeadAgents(fills, names=AGENTS, share=self.dead_share)
 
     def serial(self, task: Task) -> list[list[tuple[str, dict[str, Any]]]]:
         """Return the turns of a single agent."""
@@ -160,10 +223,9 @@ class TableScript:
 
     def parallel(self, task: Task) -> list[list[tuple[str, dict[str, Any]]]]:
         """Return the one turn of a swarm."""
-        agents = [f"w{n + 1}" for n in range(NUM_AGENTS)]
-        created = [("create_subagent", {"name": one, "system_prompt": "fill"}) for one in agents]
+        created = [("create_subagent", {"name": one, "system_prompt": FILLER}) for one in AGENTS]
         assigned = [
-            ("assign_task", {"agent": agents[n % NUM_AGENTS], "prompt": row[0]})
+            ("assign_task", {"agent": AGENTS[n % len(AGENTS)], "prompt": row[0]})
             for n, row in enumerate(task.answer)
         ]
         return [created + assigned]

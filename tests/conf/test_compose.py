@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from moonlit.agents.swarm.subagent import PolicySubAgent
 from moonlit.train import build, resume_command
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -117,6 +118,24 @@ def test_a_frozen_sub_agent_is_a_kind_of_its_own(kind, ckpts, steps, tmp_path: P
     assert list(workers) == ["reader", "searcher", "solver"]
     stages = getattr(workers["solver"], "stages", None)
     assert (stages and [stage.from_step for stage in stages]) == steps
+
+
+@pytest.mark.parametrize(
+    ("kind", "ckpts"),
+    [
+        ("row_policy", ["policy.ckpt"]),
+        (
+            "row_policy_small_then_large",
+            ["stages.small.worker.policy.ckpt", "stages.large.worker.policy.ckpt"],
+        ),
+    ],
+)
+def test_a_checkpoint_takes_the_place_of_scripted_sub_agents(kind, ckpts, tmp_path: Path):
+    worker = "phase.environment.workers.worker"
+    chosen = [f"subagent@{worker}={kind}", *(f"{worker}.{c}={CONF / 'train.yaml'}" for c in ckpts)]
+    run = build(compose_run("experiment=parl_facts", *chosen, f"run_dir={tmp_path}"))
+    (now,) = run.phase.environment.workers_now().values()
+    assert isinstance(now, PolicySubAgent)
 
 
 JUDGES = {

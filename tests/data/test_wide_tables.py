@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,16 @@ import pytest
 from data_modules.components.dialogue_files import PicturesIn, parse_dialogue
 from data_modules.tasks.source import HELD_OUT, TRAIN
 from data_modules.tasks.swarm_traces import SwarmTraces, trace
-from data_modules.tasks.wide_tables import TableJudge, TableScript, WideTables, fill_cells
+from data_modules.tasks.wide_tables import (
+    TableJudge,
+    TableRows,
+    TableScript,
+    WideTables,
+    fill_cells,
+)
 from moonlit.agents.swarm.limits import SwarmLimits
 from moonlit.agents.swarm.reward import ParlReward
+from moonlit.agents.swarm.swarm import SubAgent
 from moonlit.batch import Trajectory
 from moonlit.chat.messages import Message, ToolCall
 from moonlit.chat.template import render
@@ -96,7 +104,46 @@ def test_what_was_not_asked_for_counts_against_whoever_tried():
     assert judged(whole) == (pytest.approx(2 * 4 / (5 + 4)), pytest.approx(2 * 2 / (3 + 2)))
 
 
-def rolled_out(line: dict[str, Any], *, has_swarm: bool, number: int) -> Trajectory:
+def lost_and(*later: Trajectory) -> dict[str, float]:
+    """Row one is lost in the first turn, row two is not; then come others."""
+    whole = filling()
+    first = [row_child(1, "aB-one", error="lost"), row_child(1, "aB-two", TWO)]
+    whole.children = [*first, *later]
+    judged(whole)
+    return {name: whole.metrics[name] for name in ("rows_lost", "rows_reassigned", "rows_mended")}
+
+
+def row_child(turn: int, row: str, cells: Sequence[str] = (), **more: Any) -> Trajectory:
+    prompt = [Message(role="system", content="fill"), Message(role="user", content=row)]
+    return filling(*cells, called_by=turn, prompt=prompt, **more)
+
+
+@pytest.mark.parametrize(
+    ("later", "wanted"),
+    [
+        ([], (1, 0, 0)),
+        ([row_child(4, "aB-one", ONE)], (1, 1, 1)),
+        ([row_child(4, "aB-one", error="lost")], (1, 1, 0)),
+        ([row_child(4, "aB-two", TWO)], (1, 0, 0)),  # it was not lost
+        ([row_child(1, "aB-one", ONE)], (0, 0, 0)),  # two were asked at once, and one came back
+        ([row_child(1, "aB-two", error="lost")], (1, 0, 0)),  # the same, the other way round
+        ([row_child(1, "aB-six", error="lost")], (1, 0, 0)),  # nobody wants that row
+    ],
+)
+def test_what_became_of_lost_rows(later: list[Trajectory], wanted: tuple[int, int, int]):
+    assert tuple(lost_and(*later).values()) == wanted
+
+
+def test_a_lost_row_that_the_agent_fills_in_itself_is_mended():
+    whole = filling(*ONE)
+    whole.children = [row_child(1, "aB-one", error="lost")]
+    judged(whole)
+    assert (whole.metrics["rows_reassigned"], whole.metrics["rows_mended"]) == (0, 1)
+
+
+def rolled_out(
+    line: dict[str, Any], *, has_swarm: bool, number: int, worker: SubAgent | None = None
+) -> Trajectory:
     """Let an engine say what the trace's assistant says."""
     dialogue = parse_dialogue(json.loads(json.dumps(line)), media=PicturesIn(Path()))
     rendered = render(dialogue.messages, TOKENIZER, tools=dialogue.tools)
@@ -106,7 +153,7 @@ def rolled_out(line: dict[str, Any], *, has_swarm: bool, number: int) -> Traject
             turns[-1].append(token_id)
             turns += [[]] if token_id == SPECIAL.im_end_id else []
     environment = SwarmEnvironment(
-        workers={"w": SCRIPT.worker()} if has_swarm else {},
+        workers={"w": worker or SCRIPT.worker()} if has_swarm else {},
         toolbox=fill_cells,
         judge=TableJudge(),
         reward=ParlReward(parallel_weight=0.1, finish_weight=0.1, annealed_by=0.5, cap=2),
@@ -136,8 +183,41 @@ def test_a_trace_is_token_for_token_what_a_rollout_would_be_and_right(number: in
         assert done.rewards["parallel"] == (1.0 if is_parallel else 0.0)
 
 
+@pytest.mark.parametrize("number", range(6))
+def test_a_trace_with_a_dead_agent_gives_its_rows_to_the_other_one_or_not(number: int):
+    """Nine steps if it does: that is the budget of experiment=parl_facts."""
+    script = TableScript(dead_share=1.0)
+    num_rows = len(SOURCE(TRAIN, number).answer)
+    for reassigns in (True, False):
+        line = asyncio.run(
+            trace(SOURCE(TRAIN, number), script, is_parallel=True, has_swarm=True,
+                  reassigns=reassigns)
+        )  # fmt: skip
+        done = rolled_out(line, has_swarm=True, number=number, worker=script.worker())
+
+        lost = done.metrics["rows_lost"]
+        assert lost in (num_rows // 2, (num_rows + 1) // 2)
+        assert done.metrics["rows_mended"] == (lost if reassigns else 0)
+        assert done.metrics["critical_steps"] == (9 if reassigns else 5)
+        assert (done.rewards["wide_table"] == 1.0) is reassigns
+
+
+def test_a_row_is_what_a_sub_agent_is_asked_for():
+    """Its trace stands in the context of a sub-agent: system prompt, row, the tool alone."""
+    rows = TableRows(seed=3)
+    line = asyncio.run(trace(rows(TRAIN, 5), SCRIPT, is_parallel=False, has_swarm=False))
+    row = rows(TRAIN, 5).answer[0][0]
+    told = [(one["role"], one["content"]) for one in line["messages"][:2]]
+    assert told == [("system", "fill"), ("user", row)]
+    assert [tool["function"]["name"] for tool in line["tools"]] == ["fill"]
+    made = [
+        call["function"]["arguments"] for m in line["messages"] for call in m.get("tool_calls", ())
+    ]
+    assert [json.loads(one)["cell"] for one in made] == [f"{row} colour", f"{row} shape"]
+
+
 def test_the_shares_of_traces_are_what_was_asked_for(tmp_path):
-    settings = {"parallel_fraction": 0.25, "single_fraction": 0.5}
+    settings = {"parallel_fraction": 0.25, "single_fraction": 0.5, "reassign_fraction": 0.0}
     SwarmTraces(
         folder=str(tmp_path), source=SOURCE, script=SCRIPT, first=0, num_train=200,
         num_held_out=1, vocabulary=400, seed=0, **settings,

@@ -16,7 +16,7 @@ from moonlit.report.parl_facts import write_comparison
 def answer(step: int, task: int, f1: float, steps: float, **more: Any) -> dict[str, Any]:
     metrics = {
         "performance": f1, "critical_steps": steps, "parallelism": 3.0, "tasks_assigned": 6.0,
-        "finish_rate": 1.0,
+        "finish_rate": 1.0, "rows_lost": 0.0, "rows_reassigned": 0.0, "rows_mended": 0.0,
     }  # fmt: skip
     record = {"step": step, "set": "s", "task": task, "tags": {"rows": "3"}, "error": None}
     return {**record, "metrics": metrics, **more}
@@ -65,6 +65,25 @@ def test_the_page_compares_swarm_and_single_agent_without_a_network(tmp_path: Pa
     assert plot in page
     assert page.replace("http://www.w3.org/2000/svg", "").count("http") == 0
     assert "<td>3.0</td>" in page
+
+
+def losing(step: int, task: int, lost: int, again: int, mended: int) -> dict[str, Any]:
+    one = answer(step, task, 0.5, 5.0)
+    one["metrics"] |= {"rows_lost": lost, "rows_reassigned": again, "rows_mended": mended}
+    return one
+
+
+def test_what_became_of_lost_rows_is_told_where_some_were_lost(tmp_path: Path):
+    """Shares of all rows that were lost, not means of answers' shares."""
+    write(tmp_path, "swarm-0", answer(0, 0, 0.1, 8.0), answer(20, 0, 0.9, 5.0))
+    assert "lost" not in write_comparison(tmp_path, tmp_path / "report.html")
+    write(
+        tmp_path, "dead_agents-0",
+        losing(0, 0, 4, 1, 0), losing(20, 0, 1, 1, 1), losing(20, 1, 3, 2, 1),
+    )  # fmt: skip
+    told = write_comparison(tmp_path, tmp_path / "report.html")
+    assert "| 4 -> 4 | 25% -> 75% | 0% -> 50% |" in told
+    assert told.count("dead at") == 2  # in the table of all arms, and here
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path):

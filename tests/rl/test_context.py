@@ -15,7 +15,7 @@ from moonlit.agents.context import (
 )
 from moonlit.agents.tools import Tool, ToolOutput, Toolset
 from moonlit.chat.messages import Message
-from moonlit.rl.conversation import Reply
+from moonlit.rl.reply import Reply
 from tests.rl.scripted import TOKENIZER, Scripted, calls, conversation, says
 
 QUESTION = [Message(role="user", content="Read all the pages.")]
@@ -76,6 +76,18 @@ def test_discarded_is_all_that_came_after_the_task():
     (again,) = [place for place, prompt in enumerate(prompts) if place and not shown(prompt)]
     assert prompts[again] == prompts[0]
     assert shown(prompts[again + 1]) == [again]
+
+
+def test_who_begins_again_draws_other_tokens():
+    """A token is drawn by seed and position: with one seed, the same would be done again."""
+    engine = Scripted(*FOUR)
+    talking = conversation(engine, context=DiscardAll(threshold=450), max_turns=9)
+    asyncio.run(talking.reply(QUESTION, seed=5, tools=toolset()))
+    first, *others = engine.requests
+    (again,) = [one for one in others if one.input_ids == first.input_ids]
+    assert first.seed == 5
+    assert again.seed != first.seed
+    assert {one.seed for one in others[: others.index(again)]} == {first.seed}
 
 
 def test_a_summary_is_written_by_the_policy_and_takes_the_place_of_its_work():

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from data_modules.tasks.wide_facts import answer, open_pages
-from moonlit.agents.swarm.faults import FaultRates, Faulty
+from data_modules.tasks.wide_facts import WideFacts, answer, open_pages
+from moonlit.agents.swarm.faults import DeadAgents, FaultRates, Faulty
 from moonlit.agents.swarm.subagent import PolicySubAgent
 from moonlit.rl.conversation import Conversation
 from moonlit.rl.engines.remote import EngineServerError
@@ -115,3 +115,22 @@ def test_a_server_that_goes_away_and_a_prompt_that_does_not_fit_are_faults():
     full = told_of(conversation(Scripted(first), max_positions=200), "far too long " * 200)
     assert "ContextOverflowError: the prompt has" in told(full)[1]
     assert full.metrics["critical_steps"] == 1 + 1 + 1
+
+
+def test_a_dead_agent_loses_all_that_it_is_assigned_and_another_one_does_it():
+    """Also what it is assigned later, whatever the seed; at another task somebody else is dead."""
+    dead = DeadAgents(READER, names=["w1"], share=1.0)
+    again = calls(*(assigns(n, f"age of {NAMES[1]}") for n in (1, 2)), first=6)
+    swarm = run(PARALLEL, again, says("x"), worker=dead, max_retries=1)
+
+    lost = "Error: w1 failed: ConnectionError: w1 is dead (on purpose)"
+    assert told(swarm)[3:6] == [found(0), lost, found(2)]
+    assert told(swarm)[6:] == [lost, found(1).replace("w1", "w2")]
+    everybody = DeadAgents(READER, names=["w1", "w2"], share=0.5)
+    tasks = [WideFacts(seed=0, min_people=3, max_people=3)("train", n) for n in range(300)]
+    drawn = Counter(map(everybody.dead_at, tasks))
+    assert drawn[None] == pytest.approx(150, abs=40)
+    assert min(drawn["w1"], drawn["w2"]) > 40
+    for wrong in ({"names": [], "share": 0.5}, {"names": ["w1"], "share": 1.5}):
+        with pytest.raises(ValueError, match="a share in"):
+            DeadAgents(READER, **wrong)

@@ -16,8 +16,9 @@ from moonlit.agents.tools import Toolset
 from moonlit.agents.toolsets.ipython import ipython
 from moonlit.chat.messages import Image, Message, Part, Text
 from moonlit.chat.vision_processing import open_image
-from moonlit.rl.conversation import Conversation, Reply
+from moonlit.rl.conversation import Conversation
 from moonlit.rl.loading import conversation_of, sandboxes
+from moonlit.rl.reply import Reply
 
 HELP = "/image PATH attaches a picture, /new begins anew, /quit (or Ctrl-D) ends"
 

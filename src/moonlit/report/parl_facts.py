@@ -28,14 +28,22 @@ ARMS = {
     "swarm": "swarm, both rewards annealed",
     "single": "single agent, as many steps as it needs",
     "single_tight": "single agent, the swarm's budget",
-    "no_both": "swarm, lambda 1 = lambda 2 = 0",
     "no_parallel": "swarm, lambda 1 = 0",
     "no_finish": "swarm, lambda 2 = 0",
-    "swarm_loose": "swarm, 17 steps",
-    "no_both_loose": "swarm, 17 steps, lambda 1 = lambda 2 = 0",
+    "no_both": "swarm, lambda 1 = lambda 2 = 0",
+    "swarm_loose": "17 steps: swarm, both rewards annealed",
+    "no_parallel_loose": "17 steps: swarm, lambda 1 = 0",
+    "no_finish_loose": "17 steps: swarm, lambda 2 = 0",
+    "no_both_loose": "17 steps: swarm, lambda 1 = lambda 2 = 0",
     "faults": "swarm, each fault at 10 %",
+    "dead_agents": "17 steps: swarm, one agent dead at 2 of 3 tasks",
+    "dead_agents_tight": "swarm, one agent dead at 2 of 3 tasks",
+    "policy_agents": "swarm, a checkpoint plays the sub-agents",
+    "policy_agents_small_then_large": "swarm, a small checkpoint, then a larger one",
 }
 """Arms by the name of their runs' folders; others are shown by that name."""
+PLOTTED = ("swarm", "single", "no_both", "swarm_loose", "no_both_loose")
+"""Arms that are drawn: as many as there are colours."""
 SWARM, SINGLE = "swarm", "single"
 ROWS = "rows"
 Table = list[list[str]]
@@ -56,6 +64,7 @@ def write_comparison(folder: Path, out: Path) -> str:
         "Arms: before PARL and after it, held-out tasks": arm_table(arms),
         "Critical steps by the number of rows": size_table(arms),
         "Critical steps to a target item-F1": target_table(arms),
+        "Rows that sub-agents were assigned and lost": lost_table(arms),
     }
     plot = draw(arms)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -126,6 +135,25 @@ def target_table(arms: dict[str, list[Run]]) -> Table:
     return rows
 
 
+def lost_table(arms: dict[str, list[Run]]) -> Table:
+    """Lay out what became of the rows that sub-agents lost, in the arms that lost some."""
+    rows = [["arm", "rows lost", "assigned again", "filled in the end"]]
+    for arm, runs in in_order(arms):
+        before = fates([answer for run in runs for answer in run.first])
+        after = fates(last_answers(runs))
+        if (before[0], after[0]) != ("0", "0"):
+            told = (f"{one} -> {other}" for one, other in zip(before, after, strict=True))
+            rows.append([ARMS.get(arm, arm), *told])
+    return rows if len(rows) > 1 else []
+
+
+def fates(answers: Sequence[Answer]) -> list[str]:
+    """Count the rows that were lost, and write the shares that were assigned again and filled."""
+    names = ("rows_lost", "rows_reassigned", "rows_mended")
+    lost, *others = (sum(one["metrics"][name] for one in answers) for name in names)
+    return [f"{lost:.0f}", *(f"{other / lost:.0%}" if lost else "" for other in others)]
+
+
 def said(value: int | None) -> str:
     """Write a number of steps."""
     return "not reached" if value is None else f"{value}"
@@ -137,7 +165,12 @@ def last_answers(runs: Sequence[Run]) -> list[Answer]:
 
 
 def draw(arms: dict[str, list[Run]]) -> str:
-    """Draw F1, critical steps and agents at once over training, and the steps to targets."""
+    """Draw F1, critical steps and agents at once over training, and the steps to targets.
+
+    Raises:
+        ValueError: if none of the arms is one that is drawn.
+    """
+    arms = {arm: runs for arm, runs in arms.items() if arm in PLOTTED}
     panels = {
         "item-F1": item_f1,
         "critical steps": steps,

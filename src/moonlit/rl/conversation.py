@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
 
 from PIL import Image
 
@@ -16,84 +15,26 @@ from moonlit.agents.environment import ContextOverflowError
 from moonlit.agents.sandbox.pool import Pool
 from moonlit.agents.tools import Toolset
 from moonlit.agents.toolsets.ipython import ipython
-from moonlit.batch import Segment, Span, Task
+from moonlit.batch import Task
 from moonlit.chat.messages import Image as ImagePart
-from moonlit.chat.messages import Message, Text, VideoChunk
+from moonlit.chat.messages import Message, VideoChunk
 from moonlit.chat.parser import ParsedTurn, parse_assistant
 from moonlit.chat.template import Rendered, render
 from moonlit.chat.tokenizer import Tokenizer
 from moonlit.chat.vision_processing import RELEASED_LIMITS, PatchLimits, pack_media
-from moonlit.rl.engines.base import Completion, Engine, Request, Sampling
+from moonlit.rl.engines.base import Engine, Request, Sampling
+from moonlit.rl.reply import Reply, unwatched
 
 RELEASED_TEMPERATURE = {True: 1.0, False: 0.6}
 """Thinking, instant. Source: README of the release."""
 RELEASED_TOP_P = 0.95
+SEED_BITS = 56
+"""Of a rollout's seed: what is above them tells its contexts apart."""
 
 
-def unwatched(message: Message) -> None:
-    """Let a message pass."""
-
-
-@dataclass(slots=True)
-class Reply:
-    """What came after a prompt: the policy's turns and what its tools returned."""
-
-    messages: list[Message] = field(default_factory=list)
-    spans: list[Span] = field(default_factory=list)
-    """When each message was made."""
-    prompts: list[Rendered] = field(default_factory=list)
-    """What each turn of the policy was sampled after ..."""
-    completions: list[Completion] = field(default_factory=list)
-    """... and what was sampled."""
-    errors: list[str] = field(default_factory=list)
-    """What was malformed in the policy's turns."""
-    stop_reason: Literal["answer", "length", "context", "turns"] = "turns"
-    """It answered; a turn was cut; the positions ran out; the turns did."""
-    watch: Callable[[Message], None] = unwatched
-    """Is shown each message as it comes."""
-
-    @property
-    def text(self) -> str:
-        """Words of the last turn if it is an answer, else none."""
-        if self.stop_reason != "answer":
-            return ""
-        return "".join(part.text for part in self.messages[-1].parts if isinstance(part, Text))
-
-    @property
-    def num_tokens(self) -> int:
-        """Sampled tokens."""
-        return sum(len(completion.token_ids) for completion in self.completions)
-
-    @property
-    def num_calls(self) -> int:
-        """Tool calls that could be read."""
-        return sum(len(message.tool_calls) for message in self.messages)
-
-    def add(self, message: Message, began_s: float) -> None:
-        """Append a message that has just been made."""
-        self.messages.append(message)
-        self.spans.append(Span(began_s, time.time()))
-        self.watch(message)
-
-    def segments(self) -> list[Segment]:
-        """Return the rows to train: one, as long as every prompt extends what stood before it."""
-        segments: list[Segment] = []
-        for prompt, completion in zip(self.prompts, self.completions, strict=True):
-            before = segments[-1].input_ids if segments else None
-            if before is None or prompt.input_ids[: len(before)] != before:
-                segments.append(
-                    Segment(input_ids=[], is_sampled=[], behavior_logprobs=[], policy_versions=[])
-                )
-            segment = segments[-1]
-            given = prompt.input_ids[len(segment.input_ids) :]
-            sampled = completion.token_ids
-            segment.input_ids += given + sampled
-            segment.is_sampled += [False] * len(given) + [True] * len(sampled)
-            segment.behavior_logprobs += [0.0] * len(given) + completion.behavior_logprobs
-            segment.policy_versions += [-1] * len(given) + completion.policy_versions
-            segment.media = pack_media(prompt.media) if prompt.media else None
-            segment.check()
-        return segments
+def never() -> bool:
+    """Let a reply go on."""
+    return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +92,7 @@ class Conversation:
         seed: int,
         tools: Toolset | None = None,
         watch: Callable[[Message], None] = unwatched,
+        is_spent: Callable[[], bool] = never,
     ) -> Reply:
         """Let the policy answer, tools included.
 
@@ -159,6 +101,7 @@ class Conversation:
             seed: of every token drawn.
             tools: what may be called.
             watch: is shown each message as it comes.
+            is_spent: asked after every turn of tools: whether no further turn may be sampled.
 
         Raises:
             ValueError: if the engine refuses the prompt.
@@ -180,6 +123,9 @@ class Conversation:
                 for result in results:
                     reply.add(result, began_s)
                 history += [turn.message, *results]
+                if is_spent():
+                    reply.stop_reason = "budget"
+                    return reply
         return reply
 
     def calls_tools(self, turn: ParsedTurn) -> bool:
@@ -199,6 +145,8 @@ class Dialogue:
     seed: int
     session: object
     tools: Toolset | None
+    num_contexts: int = 0
+    """How often the history was rewritten."""
 
     async def turn(self, history: list[Message]) -> ParsedTurn | None:
         """Sample one turn into the reply; None: it could not be finished, and the reply says why.
@@ -216,6 +164,7 @@ class Dialogue:
             if shorter is None:
                 return None
             history[:] = shorter
+            self.num_contexts += 1
             rendered = self.rendered(history)
         return await self.sample(rendered)
 
@@ -256,7 +205,8 @@ class Dialogue:
                 input_ids=rendered.input_ids,
                 media=pack_media(rendered.media) if rendered.media else None,
                 sampling=talk.sampling_after(reply.num_tokens),
-                seed=self.seed,
+                # A token is drawn by seed and position: who begins again shall not repeat it all.
+                seed=self.seed + (self.num_contexts << SEED_BITS),
                 session=self.session,
             )
         )

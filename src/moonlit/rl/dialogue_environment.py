@@ -15,7 +15,8 @@ from moonlit.agents.tools import Toolset
 from moonlit.agents.toolsets.ipython import ipython
 from moonlit.batch import Task, Trajectory
 from moonlit.chat.messages import Message
-from moonlit.rl.conversation import Conversation, Reply, pictures_of
+from moonlit.rl.conversation import Conversation, pictures_of
+from moonlit.rl.reply import Reply
 from moonlit.rl.token_caps import TokenCaps
 
 Variation = Callable[[Task, int], Sequence[Message]]

@@ -11,9 +11,10 @@ from moonlit.agents.tools import Toolset
 from moonlit.chat.messages import Message
 from moonlit.chat.tokenizer import Tokenizer
 from moonlit.distributed.checkpoint import model_from_checkpoint
-from moonlit.rl.conversation import Conversation, Reply, unwatched
+from moonlit.rl.conversation import Conversation, never
 from moonlit.rl.engines.base import Engine
 from moonlit.rl.loading import require_vocabulary
+from moonlit.rl.reply import Reply, unwatched
 
 
 class FrozenPolicy:
@@ -67,6 +68,7 @@ class FrozenPolicy:
         seed: int,
         tools: Toolset | None = None,
         watch: Callable[[Message], None] = unwatched,
+        is_spent: Callable[[], bool] = never,
     ) -> Reply:
         """Answer, tools included.
 
@@ -78,7 +80,9 @@ class FrozenPolicy:
         async with self.loading:
             if self.conversation is None:
                 self.conversation = await asyncio.to_thread(self.load)
-        return await self.conversation.reply(messages, seed=seed, tools=tools, watch=watch)
+        return await self.conversation.reply(
+            messages, seed=seed, tools=tools, watch=watch, is_spent=is_spent
+        )
 
     def load(self) -> Conversation:
         """Read the weights and give them to an engine."""

@@ -23,7 +23,8 @@ from moonlit.agents.toolsets.ipython import declaration
 from moonlit.batch import Task
 from moonlit.chat.messages import VideoChunk
 from moonlit.chat.openai_form import openai_messages
-from moonlit.rl.conversation import Conversation, Reply, work_on
+from moonlit.rl.conversation import Conversation, work_on
+from moonlit.rl.reply import Reply
 from moonlit.rl.rewards.rules import RuleJudge
 
 TASKS_AT_ONCE = 64

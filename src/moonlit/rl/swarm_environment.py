@@ -27,7 +27,9 @@ from moonlit.rl.dialogue_environment import trajectory_of
 class SwarmEnvironment:
     """Lets the orchestrator work with its own tools and a swarm, and pays by PARL's reward.
 
-    The prompt is the task's: it never says to work in parallel.
+    The prompt is the task's: it never says to work in parallel. A rollout ends with the turn that
+    uses the last critical step it may take, by the stop reason ``budget``: it has no answer, and
+    is judged so.
 
     Args:
         workers: kinds of sub-agents by name, each the same all along or by a schedule; none: a
@@ -90,12 +92,12 @@ class SwarmEnvironment:
                 [*own.tools, *(swarm.tools if self.workers else ())],
                 after_turn=swarm.disagreements,
             )
-            reply = await policy.reply(task.prompt, seed=seed, tools=tools, watch=swarm.watch)
+            reply = await policy.reply(
+                task.prompt, seed=seed, tools=tools, watch=swarm.watch, is_spent=swarm.is_spent
+            )
         trajectory = trajectory_of(reply)
         trajectory.agent = "orchestrator"
         trajectory.children = swarm.children
-        if critical_steps(trajectory) > self.limits.max_critical_steps:
-            trajectory.stop_reason = "budget"
         trajectory.rewards = await self.judge.judge(task, trajectory)
         performance = float(sum(trajectory.rewards.values()))
         trajectory.reward = self.reward.total(trajectory, performance, progress)

@@ -397,3 +397,12 @@ def test_a_cancelled_request_frees_what_it_holds_and_the_others_go_on(model: Kim
         assert len(results[1].token_ids) == len(results[2].token_ids) == 100
 
     with_engine(engine_of(model, max_sequences=3), talk)
+
+
+def test_a_message_stands_in_the_inbox_until_it_is_done(model: Kimi):
+    """Else the driver, which looks at any time, sees neither it nor its work, and goes home."""
+    engine, seen = engine_of(model), []
+    engine._inbox += [lambda: seen.append(len(engine._inbox))] * 2
+    engine._read_inbox()
+    assert seen == [2, 1]
+    assert not engine._inbox

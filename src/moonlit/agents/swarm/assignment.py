@@ -70,12 +70,20 @@ class Assignment:
         """Count the steps of an attempt of which nothing is kept: at least the one it died in."""
         if self.swarm is None:
             return
-        seen = self.last
-        critical = self.swarm.critical_steps if seen is None else critical_steps(seen)
-        total = self.swarm.total_steps if seen is None else total_steps(seen)
-        self.lost_steps += max(1, critical)
+        total = self.swarm.total_steps if self.last is None else total_steps(self.last)
+        self.lost_steps = self.steps_if_lost
         self.lost_total_steps += max(1, total)
         self.swarm = self.last = None
+
+    @property
+    def steps_if_lost(self) -> int:
+        """Critical steps of lost attempts, if the one at work is lost too."""
+        if self.swarm is None:
+            return self.lost_steps
+        seen = self.last
+        return self.lost_steps + max(
+            1, self.swarm.critical_steps if seen is None else critical_steps(seen)
+        )
 
     def finish(self, child: Trajectory) -> None:
         """Keep what came of it."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from moonlit.agents.environment import close
@@ -84,6 +85,45 @@ class Faulty:
         if fault == "garbage":
             done.text = GARBAGE
         return done
+
+    async def aclose(self) -> None:
+        """Let the worker go."""
+        await close(self.worker)
+
+
+class DeadAgents:
+    """Sub-agents one of whom is dead at a share of the tasks: all that it is assigned is lost.
+
+    Args:
+        worker: which does the work otherwise.
+        names: of the agents; who of them is dead, and at which tasks, follows from a task's words.
+        share: of the tasks, in [0, 1].
+
+    Raises:
+        ValueError: if the share is none, or there is no name.
+    """
+
+    def __init__(self, worker: SubAgent, *, names: Sequence[str], share: float) -> None:
+        if not 0 <= share <= 1 or not names:
+            raise ValueError(f"names={list(names)}, share={share}: want a name, a share in [0, 1]")
+        self.worker, self.names, self.share = worker, tuple(names), share
+
+    def dead_at(self, task: Task) -> str | None:
+        """Return who is dead at a task; None: nobody."""
+        draw = random.Random(f"dead/{task.prompt[-1].words}")
+        return draw.choice(self.names) if draw.random() < self.share else None
+
+    async def work(
+        self, prompt: list[Message], task: Task, *, seed: int, swarm: Swarm
+    ) -> Trajectory:
+        """Do the work.
+
+        Raises:
+            ConnectionError: if it is dead.
+        """
+        if swarm.agent == self.dead_at(task):
+            raise ConnectionError(f"{swarm.agent} is dead (on purpose)")
+        return await self.worker.work(prompt, task, seed=seed, swarm=swarm)
 
     async def aclose(self) -> None:
         """Let the worker go."""

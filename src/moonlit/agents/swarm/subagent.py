@@ -45,7 +45,9 @@ class PolicySubAgent:
         async with self.toolbox(task) as own:
             below = swarm.tools if self.delegates else ()
             tools = Toolset([*own.tools, *below], after_turn=swarm.disagreements)
-            reply = await self.policy.reply(prompt, seed=seed, tools=tools, watch=swarm.watch)
+            reply = await self.policy.reply(
+                prompt, seed=seed, tools=tools, watch=swarm.watch, is_spent=swarm.is_spent
+            )
         useful = sum(
             message.role == "tool"
             and message.name not in SWARM_TOOLS

@@ -74,6 +74,7 @@ class Swarm:
         seed: of the rollout.
         depth: of the agent: 0 is the orchestrator.
         tally: what the whole rollout has used; None: nothing yet.
+        agent: whose swarm it is.
     """
 
     def __init__(
@@ -86,9 +87,10 @@ class Swarm:
         seed: int,
         depth: int = 0,
         tally: Tally | None = None,
+        agent: str = "orchestrator",
     ) -> None:
         self.workers, self.task, self.limits, self.seed = workers, task, limits, seed
-        self.depth, self.tally = depth, Tally() if tally is None else tally
+        self.depth, self.tally, self.agent = depth, Tally() if tally is None else tally, agent
         self.turn = num_prompt - 1
         self.system_prompts: dict[str, str] = {}
         self.assignments: list[Assignment] = []
@@ -165,10 +167,16 @@ class Swarm:
         return self.result(child)
 
     async def attempts(self, assignment: Assignment, seed: int) -> Trajectory:
-        """Let a sub-agent try until it answers, each time with a fresh seed and a fresh swarm."""
+        """Let a sub-agent try until it answers, each time with a fresh seed and a fresh swarm.
+
+        Nobody tries again once no step is left.
+        """
         child = failed("nobody tried")
         for retry in range(self.limits.max_retries + 1):
-            assignment.begin(self.below(assignment, seed + retry))
+            below = self.below(assignment, seed + retry)
+            if retry and below.is_spent():
+                break
+            assignment.begin(below)
             child = await assignment.attempt(
                 self.worker_of(assignment.agent),
                 self.task,
@@ -181,8 +189,8 @@ class Swarm:
 
     def below(self, assignment: Assignment, seed: int) -> "Swarm":
         """Return the swarm of a sub-agent, which may take the steps that are left."""
-        used = self.own_steps + assignment.lost_steps + self.stages_steps(but=assignment.called_by)
-        left = max(0, self.limits.max_critical_steps - used)
+        used = self.own_steps + self.stages_steps(but=assignment.called_by)
+        left = max(0, self.limits.max_critical_steps - used - assignment.steps_if_lost)
         return Swarm(
             self.workers,
             self.task,
@@ -191,6 +199,7 @@ class Swarm:
             seed=seed,
             depth=self.depth + 1,
             tally=self.tally,
+            agent=assignment.agent,
         )
 
     def too_deep(self) -> str | None:
@@ -199,11 +208,15 @@ class Swarm:
             return None
         return f"sub-agents may be nested {self.limits.max_depth} deep: do it yourself"
 
+    def is_spent(self) -> bool:
+        """Whether no critical step is left, not even to answer."""
+        return self.critical_steps >= self.limits.max_critical_steps
+
     def spent(self) -> str | None:
         """Say which limit allows no further task; None: none."""
         if self.tally.num_assigned >= self.limits.max_assignments:
             return f"at most {self.limits.max_assignments} tasks may be assigned"
-        if self.critical_steps >= self.limits.max_critical_steps:
+        if self.is_spent():
             return f"the {self.limits.max_critical_steps} critical steps are used"
         return None
 

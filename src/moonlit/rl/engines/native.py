@@ -245,7 +245,11 @@ class NativeEngine:
 
     def _read_inbox(self) -> None:
         while self._inbox:
-            self._inbox.popleft()()
+            try:
+                self._inbox[0]()
+            finally:
+                # Once it is done: the driver, which looks at any time, sees it or the work it left.
+                self._inbox.popleft()
 
 
 def media_ids(media_pad_id: int) -> frozenset[int]:
