@@ -11,6 +11,13 @@ PAD = 9
 SETTINGS = {"num_rows": None, "filler_id": 0}
 
 
+@pytest.fixture(autouse=True)
+def share_whatever_it_saves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """Rows by hand are short."""
+    if request.node.name != "test_a_prompt_that_saves_too_little_is_not_shared":
+        monkeypatch.setattr("moonlit.rl.shared_prompts.MIN_SAVED", 0)
+
+
 def picture(*values: int) -> PackedMedia:
     """One placeholder token for each."""
     return PackedMedia(
@@ -134,3 +141,11 @@ def test_a_silent_segment_shares_nothing():
     (row,) = pack([silent, silent], row_tokens=20, media_pad_id=PAD, **SETTINGS)
     assert row.prefix_of_document is None
     assert not row.loss_mask.any()
+
+
+def test_a_prompt_that_saves_too_little_is_not_shared():
+    """Six of the prompt's tokens are saved, of 17 or of 20 in all."""
+    for lengths, is_shared in (((1, 2), True), ((3, 3), False)):
+        answers = [answer([1, 2, 3, 4, 5, 6, 7], [8] * length) for length in lengths]
+        (row,) = pack(answers, row_tokens=40, media_pad_id=PAD, **SETTINGS)
+        assert (row.prefix_of_document is not None) == is_shared

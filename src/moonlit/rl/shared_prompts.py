@@ -14,6 +14,9 @@ from moonlit.batch import PackedMedia, Segment
 from moonlit.rl.engines.prompt import Prompt
 from moonlit.rl.trained_segments import TrainedSegment
 
+MIN_SAVED = 1 / 3
+"""Of all tokens of a bundle: below that its masked attention costs what the prompts would have."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Opening:
@@ -71,6 +74,11 @@ class Bundle:
         shared = self.opening.num_tokens
         return shared + sum(len(one.segment.input_ids) - shared for one in self.segments)
 
+    @property
+    def fraction_saved(self) -> float:
+        """Of the tokens that its segments have one by one."""
+        return 1 - self.num_tokens / sum(len(one.segment.input_ids) for one in self.segments)
+
 
 def bundles_of(
     segments: Sequence[TrainedSegment], *, row_tokens: int, media_pad_id: int
@@ -106,14 +114,18 @@ def bundles_of(
 
 
 def cut(bundle: Bundle, row_tokens: int) -> Iterator[Bundle]:
-    """Cut a bundle into ones that fit in a row; who would share with nobody stands alone."""
+    """Cut a bundle into ones that fit in a row; who would share too little stands alone."""
     pairs = list(zip(bundle.segments, bundle.later_media, strict=True))
     while pairs:
         taken = 1
         while taken < len(pairs) and taking(bundle, pairs[: taken + 1]).num_tokens <= row_tokens:
             taken += 1
         some, pairs = pairs[:taken], pairs[taken:]
-        yield taking(bundle, some) if taken > 1 else Bundle.alone(some[0][0])
+        part = taking(bundle, some)
+        if taken > 1 and part.fraction_saved >= MIN_SAVED:
+            yield part
+        else:
+            yield from (Bundle.alone(one) for one, _ in some)
 
 
 def taking(bundle: Bundle, pairs: Sequence[tuple[TrainedSegment, PackedMedia | None]]) -> Bundle:
