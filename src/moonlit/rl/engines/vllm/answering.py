@@ -6,19 +6,33 @@ goes on from the tokens that have come.
 
 import asyncio
 import uuid
-from typing import TYPE_CHECKING
+from typing import Protocol, runtime_checkable
 
+from moonlit.models.shapes import DecoderShape
 from moonlit.rl.engines.base import Completion, Request
 from moonlit.rl.engines.prompt import Prompt
 from moonlit.rl.engines.remote import EngineServerError
-from moonlit.rl.engines.vllm.server import ServerDownError
+from moonlit.rl.engines.vllm.fleet import Fleet
+from moonlit.rl.engines.vllm.follower import Follower
+from moonlit.rl.engines.vllm.server import ServerDownError, VllmServer
 from moonlit.rl.engines.vllm.wire import Answer, generate_body
-
-if TYPE_CHECKING:
-    from moonlit.rl.engines.vllm.engine import VllmEngine
 
 MAX_TRIES = 3
 """How often a request may lose its server without a token in between."""
+
+
+@runtime_checkable
+class Asker(Protocol):
+    """What an answer needs of the engine that asks for it."""
+
+    decoder: DecoderShape
+    banned_ids: frozenset[int]
+    server: VllmServer
+    keeper: Fleet | Follower
+    version: int
+    num_sampled: int
+    in_flight: dict[str, asyncio.Future[Answer]]
+    """Requests that can be taken back, by name."""
 
 
 class Answering:
@@ -29,7 +43,7 @@ class Answering:
         request: fits the model.
     """
 
-    def __init__(self, engine: "VllmEngine", request: Request) -> None:
+    def __init__(self, engine: Asker, request: Request) -> None:
         self.engine, self.request = engine, request
         self.prompt = Prompt(list(request.input_ids), request.media, engine.decoder.media_pad_id)
         self.banned_ids = engine.banned_ids | request.sampling.banned_ids
