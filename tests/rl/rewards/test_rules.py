@@ -267,3 +267,14 @@ def test_what_nothing_can_tell_right_is_an_error():
     task = Task(prompt=[], domain="chat", environment="chat", answer={"rubric": "be kind"})
     with pytest.raises(VerifierError, match="chat"):
         asyncio.run(RuleJudge().is_right(task, "hello"))
+
+
+def test_what_a_rule_fails_of_is_no_wrong_answer():
+    def fails(answer: str, truth: object) -> float:
+        raise ZeroDivisionError("no tests")
+
+    task = Task(prompt=[], domain="coding", environment="mine", answer={"tests": []})
+    with pytest.raises(VerifierError, match="reward 'mine' failed: ZeroDivisionError: no tests"):
+        asyncio.run(RuleJudge(rules={"mine": fails}).is_right(task, "hello"))
+    almost = RuleJudge(rules={"mine": lambda answer, truth: 1 - 1e-9})
+    assert asyncio.run(almost.is_right(task, "hello"))

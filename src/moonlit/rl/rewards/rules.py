@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moonlit.agents.environment import VerifierError, close
-from moonlit.batch import Task, Trajectory
+from moonlit.batch import CORRECT, Task, Trajectory
 from moonlit.rl.rewards.counting import counting
 from moonlit.rl.rewards.exact import is_comparable, is_exact
 from moonlit.rl.rewards.forms import is_well_formed
@@ -73,22 +73,13 @@ class RuleJudge:
         if trajectory.stop_reason != "answer":
             return {name: 0.0}
         trajectory.metrics["well_formed"] = float(is_well_formed(name, trajectory.text))
-        try:
-            reward = rule(trajectory.text, task.answer)
-            reward = float(await reward if inspect.isawaitable(reward) else reward)
-        except VerifierError:
-            raise
-        except Exception as error:
-            raise VerifierError(
-                f"reward {name!r} failed: {type(error).__name__}: {error}"
-            ) from error
-        return {name: in_bounds(name, reward)}
+        return {name: await score(name, rule, trajectory.text, task.answer)}
 
     async def is_right(self, task: Task, answer: str) -> bool:
         """Whether an answer is the truth; where that is no such text, whether it earns all.
 
         Raises:
-            VerifierError: if it cannot be judged.
+            VerifierError: if there is no rule for the task, or it fails, or leaves [0, 1].
         """
         name = task.environment
         if name not in self.rules and is_comparable(task.answer):
@@ -96,13 +87,28 @@ class RuleJudge:
         rule = self.rules.get(name, RULES.get(name))
         if rule is None:
             raise VerifierError(f"nothing tells right from wrong in environment {name!r}")
-        reward = rule(answer, task.answer)
-        return in_bounds(name, float(await reward if inspect.isawaitable(reward) else reward)) == 1
+        return await score(name, rule, answer, task.answer) >= CORRECT
 
     async def aclose(self) -> None:
         """Let go of what rules hold, such as processes."""
         for rule in self.rules.values():
             await close(rule)
+
+
+async def score(name: str, rule: Rule, answer: str, truth: Any) -> float:
+    """Return what an answer earns by a rule, which may be a coroutine.
+
+    Raises:
+        VerifierError: if the rule fails, or leaves [0, 1].
+    """
+    try:
+        reward = rule(answer, truth)
+        reward = float(await reward if inspect.isawaitable(reward) else reward)
+    except VerifierError:
+        raise
+    except Exception as error:
+        raise VerifierError(f"reward {name!r} failed: {type(error).__name__}: {error}") from error
+    return in_bounds(name, reward)
 
 
 def in_bounds(name: str, reward: float) -> float:
