@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-CHUNK_TOKENS = 1024
-"""Rows of logits that exist at once; our default."""
+from moonlit.losses.chunks import CHUNK_TOKENS, accumulation_dtype, chunks_of
 
 
 def next_token_loss(
@@ -44,7 +43,6 @@ def next_token_loss(
     Raises:
         ValueError: if ``chunk_tokens`` is not positive.
     """
-    _require_positive(chunk_tokens)
     wants_grad = torch.is_grad_enabled()
     return _ChunkedCrossEntropy.apply(
         hidden_TD,
@@ -64,7 +62,7 @@ def next_token_loss_reference(
     loss_mask: Bool[Tensor, " T"],
 ) -> Float[Tensor, ""]:
     """``next_token_loss`` by definition, with all logits at once."""
-    logits_TV = (hidden_TD @ lm_head_weight_VD.T).to(_accumulation_dtype(hidden_TD))
+    logits_TV = (hidden_TD @ lm_head_weight_VD.T).to(accumulation_dtype(hidden_TD))
     return F.cross_entropy(logits_TV[loss_mask], target_ids[loss_mask], reduction="sum")
 
 
@@ -83,12 +81,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         wants_weight_grad: bool,
     ) -> Tensor:
         # fp32: a sum over thousands of tokens, and over every chunk's part of the head's gradient
-        loss_sum = torch.zeros((), dtype=_accumulation_dtype(hidden_TD), device=hidden_TD.device)
+        loss_sum = torch.zeros((), dtype=accumulation_dtype(hidden_TD), device=hidden_TD.device)
         grad_hidden_TD = torch.zeros_like(hidden_TD) if wants_hidden_grad else None
         grad_weight_VD = (
             torch.zeros_like(weight_VD, dtype=loss_sum.dtype) if wants_weight_grad else None
         )
-        for rows_C in loss_mask.nonzero().squeeze(-1).split(chunk_tokens):
+        for rows_C in chunks_of(loss_mask, chunk_tokens):
             hidden_CD, targets_C1 = hidden_TD[rows_C], target_ids[rows_C, None]
             logits_CV = (hidden_CD @ weight_VD.T).to(loss_sum.dtype)
             log_normalizer_C1 = logits_CV.logsumexp(-1, keepdim=True)
@@ -130,23 +128,13 @@ def token_scores(
     For evaluation: no gradient. Positions outside the mask get 0 and False. The arguments are those
     of ``next_token_loss``, whose value is ``-logprobs.sum()``.
     """
-    _require_positive(chunk_tokens)
     logprobs_T = torch.zeros(
-        len(hidden_TD), dtype=_accumulation_dtype(hidden_TD), device=hidden_TD.device
+        len(hidden_TD), dtype=accumulation_dtype(hidden_TD), device=hidden_TD.device
     )
     is_top1_T = torch.zeros_like(loss_mask)
-    for rows_C in loss_mask.nonzero().squeeze(-1).split(chunk_tokens):
+    for rows_C in chunks_of(loss_mask, chunk_tokens):
         logits_CV = (hidden_TD[rows_C] @ lm_head_weight_VD.T).to(logprobs_T.dtype)
         target_logits_C = logits_CV.gather(-1, target_ids[rows_C, None]).squeeze(-1)
         logprobs_T[rows_C] = target_logits_C - logits_CV.logsumexp(-1)
         is_top1_T[rows_C] = logits_CV.argmax(-1) == target_ids[rows_C]
     return logprobs_T, is_top1_T
-
-
-def _accumulation_dtype(hidden_TD: Tensor) -> torch.dtype:
-    return torch.promote_types(hidden_TD.dtype, torch.float32)
-
-
-def _require_positive(chunk_tokens: int) -> None:
-    if chunk_tokens < 1:
-        raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from moonlit.losses.language_modeling import CHUNK_TOKENS
+from moonlit.losses.chunks import CHUNK_TOKENS, accumulation_dtype, chunks_of
 
 
 def token_logprobs(
@@ -23,10 +23,12 @@ def token_logprobs(
     banned_ids: Sequence[int] = (),
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
-    """Log-probability of every trained target, with its gradient, and the entropy there [nats].
+    r"""Log-probability of every trained target, with its gradient, and the entropy there [nats].
 
     Logits exist for ``chunk_tokens`` tokens at a time: the backward pass makes them again, but for
     the last chunk. Outside the mask both are 0. The entropy has no gradient.
+
+    Source: $\log \pi_\theta$ of the objective (arXiv:2602.02276, Sec. 2.3); the chunks are ours.
 
     Args:
         hidden_TD: decoder output after the final norm.
@@ -38,7 +40,7 @@ def token_logprobs(
         chunk_tokens: rows of logits that exist at once.
 
     Raises:
-        ValueError: for a temperature that is not positive.
+        ValueError: if ``temperature`` or ``chunk_tokens`` is not positive.
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
@@ -46,7 +48,7 @@ def token_logprobs(
         hidden_TD,
         lm_head_weight_VD,
         target_ids,
-        loss_mask.nonzero().squeeze(-1).split(chunk_tokens),
+        chunks_of(loss_mask, chunk_tokens),
         temperature,
         list(banned_ids),
         torch.is_grad_enabled(),
@@ -67,7 +69,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         banned_ids: list[int],
         wants_grad: bool,
     ) -> tuple[Tensor, Tensor]:
-        dtype = torch.promote_types(hidden_TD.dtype, torch.float32)
+        dtype = accumulation_dtype(hidden_TD)
         logprobs_T = torch.zeros(len(hidden_TD), dtype=dtype, device=hidden_TD.device)
         entropy_T, log_normalizer_T = torch.zeros_like(logprobs_T), torch.zeros_like(logprobs_T)
         probs_CV = None
@@ -128,7 +130,7 @@ def tempered(
 ) -> Tensor:
     """Return the logits that the sampler drew from, in fp32 (fp64 where given)."""
     logits_CV = hidden_CD @ weight_VD.T
-    logits_CV = logits_CV.to(torch.promote_types(hidden_CD.dtype, torch.float32))
+    logits_CV = logits_CV.to(accumulation_dtype(hidden_CD))
     if temperature != 1:
         logits_CV = logits_CV.div_(temperature)
     logits_CV[:, banned_ids] = -torch.inf

@@ -33,7 +33,7 @@ class SegmentAttention(Protocol):
         causal: bool,
         scale: float,
     ) -> Float[Tensor, "T H Dv"]:
-        """Return the attention output of every token."""
+        """Return the attention output of every token; branches are causal in any case."""
         ...
 
 

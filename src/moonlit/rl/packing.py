@@ -73,15 +73,15 @@ class Document:
 
 
 def documents_of(bundles: Sequence[Bundle]) -> Iterator[Document]:
-    """Lay bundles end to end: an opening, then those who continue it."""
+    """Lay bundles end to end: a prefix, then those who continue it."""
     place = 0
     for bundle in bundles:
-        num_shared, prefix = bundle.opening.num_tokens, -1
+        num_shared, continued = bundle.prefix.num_tokens, -1
         if num_shared:
-            yield Document(bundle.segments[0], 0, num_shared, bundle.opening.media, -1)
-            prefix, place = place, place + 1
-        for one, media in zip(bundle.segments, bundle.later_media, strict=True):
-            yield Document(one, num_shared, len(one.segment.input_ids), media, prefix)
+            yield Document(bundle.members[0][0], 0, num_shared, bundle.prefix.media, -1)
+            continued, place = place, place + 1
+        for one, media in bundle.members:
+            yield Document(one, num_shared, len(one.segment.input_ids), media, continued)
             place += 1
 
 

@@ -3,6 +3,8 @@
 K answers to a question about a picture train on K + 1 documents instead of K copies of the
 question: the prompt, and a branch for each answer, which sees the prompt and itself. Losses and
 gradients are those of K copies; only the routers' statistics count the prompt once.
+
+Source: none, it is ours; the objective whose gradients they are is the report's Sec. 2.3.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +21,7 @@ MIN_SAVED = 1 / 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Opening:
+class Prefix:
     """What a segment may share: its prompt but for the last token.
 
     That one stays with the answer, for each draws a first token of its own from its output.
@@ -32,7 +34,7 @@ class Opening:
     """Items behind it, such as those that a tool returned."""
 
     @classmethod
-    def of(cls, segment: Segment, media_pad_id: int) -> "Opening":
+    def of(cls, segment: Segment, media_pad_id: int) -> "Prefix":
         """Find where a segment's first answer begins."""
         num_tokens = segment.is_sampled.index(True) - 1 if any(segment.is_sampled) else 0
         if num_tokens < 1:
@@ -54,36 +56,38 @@ class Opening:
         return cls(num_tokens, first if num_items else None, later)
 
 
+Member = tuple[TrainedSegment, PackedMedia | None]
+"""A segment, and its items behind what it shares."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Bundle:
-    """Segments of a row that share their opening, or a lone one that shares nothing."""
+    """Segments of a row that share their prefix, or a lone one that shares nothing."""
 
-    opening: Opening
-    segments: tuple[TrainedSegment, ...]
-    later_media: tuple[PackedMedia | None, ...]
-    """Of each segment, behind the opening."""
+    prefix: Prefix
+    members: tuple[Member, ...]
 
     @classmethod
     def alone(cls, one: TrainedSegment) -> "Bundle":
         """Return a bundle of one segment as it stands."""
-        return cls(Opening(0), (one,), (one.segment.media,))
+        return cls(Prefix(0), ((one, one.segment.media),))
 
     @property
     def num_tokens(self) -> int:
         """Length in a row."""
-        shared = self.opening.num_tokens
-        return shared + sum(len(one.segment.input_ids) - shared for one in self.segments)
+        num_shared = self.prefix.num_tokens
+        return num_shared + sum(len(one.segment.input_ids) - num_shared for one, _ in self.members)
 
     @property
     def fraction_saved(self) -> float:
         """Of the tokens that its segments have one by one."""
-        return 1 - self.num_tokens / sum(len(one.segment.input_ids) for one in self.segments)
+        return 1 - self.num_tokens / sum(len(one.segment.input_ids) for one, _ in self.members)
 
 
 def bundles_of(
     segments: Sequence[TrainedSegment], *, row_tokens: int, media_pad_id: int
 ) -> list[Bundle]:
-    """Gather segments of equal openings, at most as many as a row has room for.
+    """Gather segments of equal prefixes, at most as many as a row has room for.
 
     Args:
         segments: of any groups.
@@ -91,50 +95,37 @@ def bundles_of(
         media_pad_id: of the placeholder tokens.
     """
     alone: list[Bundle] = []
-    alike: dict[tuple[int, ...], list[Bundle]] = {}  # one for each content of their pictures
+    alike: dict[tuple[int, ...], list[tuple[Prefix, list[Member]]]] = {}  # by ids, then pictures
     for one in segments:
-        opening = Opening.of(one.segment, media_pad_id)
-        if not opening.num_tokens:
+        prefix = Prefix.of(one.segment, media_pad_id)
+        if not prefix.num_tokens:
             alone.append(Bundle.alone(one))
             continue
-        others = alike.setdefault(tuple(one.segment.input_ids[: opening.num_tokens]), [])
-        own = Bundle(opening, (one,), (opening.later_media,))
-        for place, other in enumerate(others):
-            if is_same(other.opening.media, opening.media):
-                others[place] = replace(
-                    other,
-                    segments=(*other.segments, one),
-                    later_media=(*other.later_media, opening.later_media),
-                )
-                break
-        else:
-            others.append(own)
-    gathered = [bundle for others in alike.values() for bundle in others]
+        others = alike.setdefault(tuple(one.segment.input_ids[: prefix.num_tokens]), [])
+        same = next((them for seen, them in others if is_same(seen.media, prefix.media)), None)
+        if same is None:
+            same = []
+            others.append((prefix, same))
+        same.append((one, prefix.later_media))
+    gathered = [Bundle(prefix, tuple(same)) for others in alike.values() for prefix, same in others]
     return alone + [part for bundle in gathered for part in cut(bundle, row_tokens)]
 
 
 def cut(bundle: Bundle, row_tokens: int) -> Iterator[Bundle]:
     """Cut a bundle into ones that fit in a row; who would share too little stands alone."""
-    pairs = list(zip(bundle.segments, bundle.later_media, strict=True))
-    while pairs:
-        taken = 1
-        while taken < len(pairs) and taking(bundle, pairs[: taken + 1]).num_tokens <= row_tokens:
-            taken += 1
-        some, pairs = pairs[:taken], pairs[taken:]
-        part = taking(bundle, some)
-        if taken > 1 and part.fraction_saved >= MIN_SAVED:
+    left = bundle.members
+    while left:
+        part = replace(bundle, members=left[:1])
+        for end in range(2, len(left) + 1):
+            longer = replace(bundle, members=left[:end])
+            if longer.num_tokens > row_tokens:
+                break
+            part = longer
+        left = left[len(part.members) :]
+        if len(part.members) > 1 and part.fraction_saved >= MIN_SAVED:
             yield part
         else:
-            yield from (Bundle.alone(one) for one, _ in some)
-
-
-def taking(bundle: Bundle, pairs: Sequence[tuple[TrainedSegment, PackedMedia | None]]) -> Bundle:
-    """Return a bundle of some of its segments."""
-    return replace(
-        bundle,
-        segments=tuple(one for one, _ in pairs),
-        later_media=tuple(media for _, media in pairs),
-    )
+            yield from (Bundle.alone(one) for one, _ in part.members)
 
 
 def is_same(one: PackedMedia | None, other: PackedMedia | None) -> bool:
