@@ -24,11 +24,11 @@ def test_what_is_said_is_done_whatever_is_free(
 def measured_memory() -> GraphMemory:
     """After one step whose only chunk had eight patches."""
     memory = GraphMemory("auto", CPU)
-    weight = torch.nn.Parameter(torch.randn(16, 16))
+    first, second = (torch.nn.Parameter(torch.randn(16, 16)) for _ in range(2))
     memory.step_begins()
     assert not memory.allows(8)  # nothing is known yet
     with torch.set_grad_enabled(False), memory.measured(8, keeps_graph=False):
-        (torch.randn(8, 16) @ weight).relu()
+        (torch.randn(8, 16) @ first).relu() @ second
     assert not memory.allows(8)  # nor is what the backbone needs
     memory.backbone_begins()
     memory.backbone_ends()
@@ -36,7 +36,7 @@ def measured_memory() -> GraphMemory:
 
 
 def test_a_patch_costs_what_autograd_saves_beside_the_weights():
-    """The input of the product and the output of the ReLU, 8 x 16 fp32 each, but not the weight."""
+    """What goes into both products, 8 x 16 fp32 each, but not the second one's weight."""
     assert measured_memory().bytes_per_patch == 2 * 16 * 4
 
 
