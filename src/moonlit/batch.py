@@ -181,3 +181,9 @@ class Group:
 
     task: Task
     trajectories: list[Trajectory]
+
+    @property
+    def teaches(self) -> bool:
+        """Whether the rewards differ: advantages are all zero where they do not."""
+        rewards = [one.reward for one in self.trajectories if one.error is None]
+        return bool(rewards) and max(rewards) > min(rewards)

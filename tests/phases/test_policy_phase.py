@@ -76,6 +76,32 @@ def test_an_iteration_can_be_several_optimizer_steps():
     assert phase.global_step == 8
 
 
+class NowAndThen(NoRule):
+    """Rewards are as they were in the first iteration, and all the same in those after it."""
+
+    def __init__(self) -> None:
+        self.iteration = 0
+
+    def apply(self, groups, over_ranks=alone):
+        self.iteration += 1
+        if self.iteration > 1:
+            for one in (one for group in groups for one in group.trajectories):
+                one.reward = 0.1
+        return {}
+
+
+def test_where_no_group_teaches_the_weights_stay():
+    """Catches: steps along the optimizer's momentum, which are as long without a reason."""
+    one, three = make_phase(NowAndThen()), make_phase(NowAndThen())
+    run(one, max_steps=1)
+    logged = run(three, max_steps=3)
+
+    assert [step["rl/teaching_groups"] for step in logged[1:]] == [0, 0]
+    assert logged[0]["rl/teaching_groups"] > 0.5
+    assert three.global_step == 3
+    assert torch.equal(weights_of(one), weights_of(three))
+
+
 class SaveAt(Callback):
     def __init__(self, step: int, path: Path) -> None:
         self.step, self.path = step, path

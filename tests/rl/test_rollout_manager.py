@@ -13,7 +13,7 @@ import pytest
 
 from moonlit.agents.environment import Environment, VerifierError
 from moonlit.batch import Group, Segment, Task, Trajectory
-from moonlit.rl.rollout_manager import RolloutManager, TooManyErrorsError, seed_of, teaches
+from moonlit.rl.rollout_manager import RolloutManager, TooManyErrorsError, seed_of
 from moonlit.rl.trained_segments import trained_segments
 from tests.rl.managers import MADE
 from tests.rl.scripted import Scripted, conversation
@@ -198,7 +198,7 @@ def test_a_crash_is_counted_and_is_no_zero():
     assert all(one.segments == [] for one in lost)
     assert all(one.error is None for group in groups[:2] for one in group.trajectories)
     assert (manager.counts.errors, manager.counts.rollouts) == (2, 8)
-    assert not teaches(groups[2])
+    assert not groups[2].teaches
 
 
 def test_too_many_crashes_stop_the_run_and_name_the_last():

@@ -54,6 +54,8 @@ class PhaseModule(LightningModule):
     """Whether every rank keeps a copy of the whole model to sample from."""
     loss_name = "train/nll_per_token"
     """What the loss of a step is logged as."""
+    nothing_to_learn = False
+    """Whether the next optimizer step counts but changes nothing."""
     model: Kimi
     flops_per_token: float
     """Forward and backward of one text token, without the scores of attention [FLOP]."""
@@ -186,10 +188,12 @@ class PhaseModule(LightningModule):
         reason = self.guard.reason_to_skip(loss_per_token.item(), grad_norm.item())
         if reason is not None:
             rank_zero_warn(f"step {self.global_step} is skipped for {reason}")
+        taken = reason is None and not self.nothing_to_learn
+        if not taken:
             optimizer.zero_grad(set_to_none=True)  # no gradient: the step below changes nothing
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        self.finish_routers(taken=reason is None)
+        self.finish_routers(taken=taken)
         self.log(self.loss_name, loss_per_token, prog_bar=True)
         self.log_dict(
             {

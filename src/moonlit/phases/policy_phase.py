@@ -41,6 +41,9 @@ from moonlit.rl.trained_segments import trained_segments
 class PolicyPhase(PhaseModule):
     """Base of the RL phases.
 
+    An optimizer step none of whose groups teaches changes nothing (ours): MuonClip's steps are as
+    long however small the gradient is, and would go on along what the momentum remembers.
+
     The data module gives ``task(number)``, ``tokenizer`` and, as validation batches, lists of held-
     out tasks. A training batch is an iteration's number; all else is collected here.
 
@@ -104,7 +107,10 @@ class PolicyPhase(PhaseModule):
         earned = self.mean_earned()  # before a length rule changes it
         told = self.length_rule.apply(self.last_groups, gathered) | {"rl/earned_mean": earned}
         with timed(seconds, "train"):
-            for rows in self.updates(self.last_groups):
+            num_updates = self.rollouts.updates_per_iteration
+            for groups in (self.last_groups[n::num_updates] for n in range(num_updates)):
+                self.nothing_to_learn = not (self.ptx_coef or self.any_teaches(groups))
+                rows = self.rows(groups)
                 rows += self.kept_rows(rows)
                 super().training_step(move_data_to_device(rows, self.device), batch_idx)
         if self.reset_optimizer:
@@ -130,25 +136,27 @@ class PolicyPhase(PhaseModule):
         self.task_order.learn(sorted(outcome for rank in outcomes for outcome in rank))
         return groups
 
-    def updates(self, groups: Sequence[Group]) -> Iterator[list[PackedBatch]]:
-        """Deal the groups out to optimizer steps, as many rows to each on every rank."""
-        num_updates = self.rollouts.updates_per_iteration
-        for update in range(num_updates):
-            segments = trained_segments(
-                groups[update::num_updates],
-                version=self.require_manager().version,
-                max_token_staleness=self.rollouts.max_token_staleness,
-                normalise=self.normalise_advantages,
-            )
-            pad_id = self.model.decoder_shape.media_pad_id
-            settings: Any = {
-                "row_tokens": self.rollouts.row_tokens,
-                "filler_id": self.filler_id,
-                "media_pad_id": pad_id if self.rollouts.share_prompts else None,
-            }
-            rows = pack(segments, num_rows=None, **settings)
-            num_rows = int(self.over_ranks(len(rows), "max"))
-            yield rows if num_rows == len(rows) else pack(segments, num_rows=num_rows, **settings)
+    def any_teaches(self, groups: Sequence[Group]) -> bool:
+        """Whether the rewards of any of these groups differ, on any rank."""
+        return bool(self.over_ranks(any(group.teaches for group in groups), "max"))
+
+    def rows(self, groups: Sequence[Group]) -> list[PackedBatch]:
+        """Pack the groups of an optimizer step, in as many rows on every rank."""
+        segments = trained_segments(
+            groups,
+            version=self.require_manager().version,
+            max_token_staleness=self.rollouts.max_token_staleness,
+            normalise=self.normalise_advantages,
+        )
+        pad_id = self.model.decoder_shape.media_pad_id
+        settings: Any = {
+            "row_tokens": self.rollouts.row_tokens,
+            "filler_id": self.filler_id,
+            "media_pad_id": pad_id if self.rollouts.share_prompts else None,
+        }
+        rows = pack(segments, num_rows=None, **settings)
+        num_rows = int(self.over_ranks(len(rows), "max"))
+        return rows if num_rows == len(rows) else pack(segments, num_rows=num_rows, **settings)
 
     def kept_rows(self, rows: list[PackedBatch]) -> list[PackedBatch]:
         """Return the kept set's rows of the next optimizer step, and weigh both kinds."""

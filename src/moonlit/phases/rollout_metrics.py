@@ -14,11 +14,13 @@ SHARE = "rl/share_"
 """Of the judged answers, by domain and modality."""
 QUANTILES = {"05": 0.05, "50": 0.5, "95": 0.95}
 Notes = dict[str, list[float]]
-"""Name of a metric -> a value for each answer that has one."""
+"""Name of a metric -> a value for each answer, or group, that has one."""
 
 
 def notes_of(groups: Sequence[Group], *, version: int) -> Notes:
     """Note of every answer: reward, by environment, domain and modality, length, staleness, error.
+
+    And of every group whether its rewards differ: only such a one teaches.
 
     Args:
         groups: of one rank.
@@ -31,6 +33,7 @@ def notes_of(groups: Sequence[Group], *, version: int) -> Notes:
 
     for group in groups:
         kind = "picture" if shows_media(group.task) else "text"
+        note("rl/teaching_groups", float(group.teaches))
         for one in group.trajectories:
             note("rl/error_fraction", float(one.error is not None))
             if one.error is not None:

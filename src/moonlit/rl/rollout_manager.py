@@ -248,7 +248,7 @@ class RolloutManager:
         await self.compare(flight)
         del self.flights[flight.number]
         self.began -= Counter([flight.began_version])  # keeps no zeros
-        if self.drop_equal_rewards and self.drops_left > 0 and not teaches(flight.group):
+        if self.drop_equal_rewards and self.drops_left > 0 and not flight.group.teaches:
             self.drops_left -= 1
             self.counts.dropped_groups += 1
             self.note_outcome(flight)
@@ -361,12 +361,6 @@ async def caught(task: Task, rollout: Coroutine[Any, Any, Trajectory]) -> Trajec
     except Exception as error:  # a named state, that is counted and stops the run past a share
         told = f"{task.environment}: {type(error).__name__}: {error}"
         return Trajectory(segments=[], messages=[], spans=[], stop_reason=LOST, error=told)
-
-
-def teaches(group: Group) -> bool:
-    """Whether the rewards of a group differ."""
-    rewards = [one.reward for one in group.trajectories if one.error is None]
-    return bool(rewards) and max(rewards) > min(rewards)
 
 
 def seed_of(seed: int, number: int, k: int) -> int:
