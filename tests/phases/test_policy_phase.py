@@ -134,6 +134,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path):
     [
         ({"updates_per_iteration": 9}, "updates_per_iteration=9, groups_per_iteration=8"),
         ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"group_size": 1}, "phase.rollouts.group_size=1: want a whole number of at least 2"),
+        ({"max_new_tokens": 0}, "phase.rollouts.max_new_tokens=0"),
+        ({"max_token_staleness": -1}, "phase.rollouts.max_token_staleness=-1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(change: dict, told: str):
