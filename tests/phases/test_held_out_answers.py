@@ -36,6 +36,31 @@ def test_every_evaluation_writes_a_line_for_each_answer(tmp_path: Path):
     assert all(0 <= one["rewards"]["even"] <= 1 for one in answers)
 
 
+class TwoSets(Numbered):
+    """The second of two ranks answers tasks 1, 3 and 5 of either set."""
+
+    held_out_names = ("even", "again")
+
+    def val_dataloader(self) -> list[DataLoader]:
+        mine = [self.task(number) for number in (1, 3, 5)]
+        return [DataLoader([mine], batch_size=None) for _ in self.held_out_names]
+
+
+def test_a_task_has_its_number_in_its_set_whoever_answers_it(tmp_path: Path):
+    phase = make_phase()
+    phase.data_parallel_place = lambda: (1, 2)
+    run(
+        phase, max_steps=1, callbacks=[HeldOutAnswers(run_dir=str(tmp_path))], data=TwoSets(),
+        trainer={"num_sanity_val_steps": -1, "limit_val_batches": 1},
+    )  # fmt: skip
+
+    lines = (tmp_path / "held_out_answers.jsonl").read_text().splitlines()
+    first = [json.loads(line) for line in lines][:6]
+    assert [(one["set"], one["task"]) for one in first] == [
+        (name, number) for name in ("even", "again") for number in (1, 3, 5)
+    ]
+
+
 def test_without_an_evaluation_nothing_is_written(tmp_path: Path):
     run(make_phase(), max_steps=1, callbacks=[HeldOutAnswers(run_dir=str(tmp_path / "run"))])
     assert not (tmp_path / "run").exists()

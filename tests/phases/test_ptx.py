@@ -124,5 +124,13 @@ def test_temperature_falls_and_sampler_and_trainer_fall_together():
     assert max(one["rl/log_ratio_abs_mean"] for one in logged) < 1e-5
 
 
+def test_all_steps_of_an_iteration_know_the_temperature_that_it_was_sampled_at():
+    """The weights stay, so every step is on policy; catches: a temperature that falls within."""
+    phase = make_phase(temperature=1.2, final_temperature=0.6, updates_per_iteration=4)
+    phase.schedule, phase.selection_bias_rate = lambda step, total_steps: 0.0, 0.0
+    for logged in run(phase, max_steps=8):
+        assert logged["rl/log_ratio_abs_mean"] < 1e-5
+
+
 def test_the_tokenizer_knows_the_ids():
     assert max(ODD) < TOKENIZER.vocab_size
