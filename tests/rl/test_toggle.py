@@ -3,7 +3,7 @@
 import pytest
 
 from moonlit.batch import Group, Segment, Task, Trajectory
-from moonlit.rl.length_rules import HardCap, LengthReward
+from moonlit.rl.length_rules import HardCap, LengthReward, ShuffledRewards
 from moonlit.rl.toggle import Toggle
 
 SETTINGS = {"period": 2, "min_accuracy": 0.5, "percentile": 50.0, "estimate_iterations": 1}
@@ -66,6 +66,28 @@ def test_phases_alternate_and_only_the_first_constrains():
 
     budget, scaling = (True, [1.0, 0.0]), (False, [1.0, 1.0])
     assert kept == [budget, budget, scaling, scaling] * 2
+
+
+def test_what_is_logged_is_what_was_earned_before_it_was_constrained():
+    toggle = Toggle(**SETTINGS | {"period": 1})
+    measured = toggle.apply([group((1.0, 4), (0.0, 9))])
+    held = toggle.apply([group((1.0, 4), (1.0, 8), (0.0, 9), lost=1)])
+    free = toggle.apply([group((1.0, 6), (0.0, 3))])
+
+    assert measured == {
+        "toggle/phase": 1.0, "toggle/constrained_groups": 0.0, "toggle/over_budget": 0.0,
+        "toggle/correct_tokens": 4.0, "toggle/reward_scaling_phase": 0.5,
+    }  # fmt: skip
+    assert held == {
+        "toggle/phase": 0.0, "toggle/constrained_groups": 1.0, "toggle/budget_counting": 4.0,
+        "toggle/over_budget": 2 / 3, "toggle/correct_tokens": 6.0,
+        "toggle/reward_budget_phase": 2 / 3,
+    }  # fmt: skip
+    assert free == {
+        "toggle/phase": 1.0, "toggle/constrained_groups": 0.0, "toggle/budget_counting": 4.0,
+        "toggle/over_budget": 0.5, "toggle/correct_tokens": 6.0,
+        "toggle/reward_scaling_phase": 0.5,
+    }  # fmt: skip
 
 
 def test_a_group_below_lambda_is_left_alone():
@@ -136,6 +158,25 @@ def test_k1_5s_length_reward_by_hand():
     equal = group((1.0, 3), (0.0, 3))
     LengthReward(weight=0.1).apply([equal])
     assert rewards(equal) == [1.0, 0.0]
+
+
+def test_shuffled_rewards_are_the_groups_own_dealt_out_anew_and_a_resume_deals_on():
+    def deal(rule: ShuffledRewards) -> list[float]:
+        some = group(*((float(n), n) for n in range(1, 9)), lost=1)
+        assert rule.apply([some]) == {}
+        assert some.trajectories[-1].reward == 0
+        return rewards(some)[:-1]
+
+    whole = ShuffledRewards(seed=0)
+    first, second, third = (deal(whole) for _ in range(3))
+    assert sorted(first) == [float(n) for n in range(1, 9)]
+    assert first != sorted(first)
+    assert first != second
+
+    before, after = ShuffledRewards(seed=0), ShuffledRewards(seed=0)
+    assert [deal(before), deal(before)] == [first, second]
+    after.load_state_dict(before.state_dict())
+    assert deal(after) == third
 
 
 def test_what_a_generative_judge_adds_makes_no_answer_correct():
