@@ -108,6 +108,8 @@ def test_sandboxes_that_fail_their_self_test_are_refused(monkeypatch: pytest.Mon
 def test_values_are_compared_by_kind():
     assert same([1, {"a": 2.0}], [1.0, {"a": 2}])
     assert not any([same(True, 1), same(0, False), same("1", 1), same(None, 0), same([1], [1, 1])])
+    assert same(0.1 + 0.2, 0.3)
+    assert not any([same(1.000001, 1), same(1e-6, 0), same({"a": 1}, {"b": 1})])
 
 
 def test_the_program_is_the_one_block():
