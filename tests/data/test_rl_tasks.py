@@ -1,8 +1,11 @@
 """Tasks by number: pure, split, mixed as asked."""
 
 from collections import Counter
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
+from lightning import Trainer
 
 from data_modules.rl_tasks import RLTasks
 from data_modules.tasks.arithmetic import Arithmetic
@@ -72,12 +75,16 @@ def test_weights_are_the_shares_of_tasks():
     assert drawn["counting"] + drawn["exact"] == 160
 
 
-def test_held_out_tasks_come_once_over_the_ranks(monkeypatch: pytest.MonkeyPatch):
-    data = tasks(held_out=["downloads"])
-    (loader,) = data.val_dataloader()
-    assert [words(task) for task in next(iter(loader))] == [
-        words(SOURCES["downloads"](HELD_OUT, n)) for n in range(4)
-    ]
+@pytest.mark.parametrize("num_ranks", [1, 3])
+def test_held_out_tasks_come_once_over_the_ranks(num_ranks: int):
+    data, seen = tasks(held_out=["downloads"]), {}
+    for rank in range(num_ranks):
+        strategy = SimpleNamespace(data_parallel_rank=rank, data_parallel_size=num_ranks)
+        data.trainer = Mock(Trainer, strategy=strategy)
+        (loader,) = data.val_dataloader()
+        mine = [words(task) for task in next(iter(loader))]
+        seen |= dict(zip(range(rank, 4, num_ranks), mine, strict=True))
+    assert seen == {n: words(SOURCES["downloads"](HELD_OUT, n)) for n in range(4)}
 
 
 @pytest.mark.parametrize(
