@@ -7,9 +7,11 @@ import torch
 from lightning import Callback
 from policy_run import make_phase, run, weights_of
 
+from moonlit.batch import Group, Task, Trajectory
 from moonlit.phases import policy_phase
 from moonlit.rl.length_rules import NoRule, alone
 from moonlit.rl.rollout_settings import RolloutSettings
+from moonlit.rl.task_order import InOrder
 from moonlit.rl.trained_segments import trained_segments
 
 
@@ -43,6 +45,17 @@ def test_what_was_earned_is_logged_beside_what_is_paid():
     (logged,) = run(make_phase(Opposite()), max_steps=1)
     assert logged["rl/earned_mean"] + logged["rl/reward_mean"] == pytest.approx(1)
     assert logged["rl/earned_mean"] != pytest.approx(0.5)
+
+
+def test_what_was_lost_earned_neither_something_nor_nothing():
+    judged, lost = (
+        Trajectory(segments=[], messages=[], spans=[], stop_reason="answer", reward=r, error=e)
+        for r, e in ((0.5, None), (0.0, "lost"))
+    )
+    phase = make_phase()
+    task = Task(prompt=[], domain="reasoning", environment="even", answer=0)
+    phase.last_groups = [Group(task=task, trajectories=[judged, lost])]
+    assert phase.mean_earned() == 0.5
 
 
 def test_on_policy_the_sampler_and_the_trainer_agree():
@@ -123,14 +136,26 @@ class Steps(Callback):
         self.manager = pl_module.require_manager()
 
 
+class Noted(InOrder):
+    """Keeps which groups' outcomes it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[list[int]] = []
+
+    def learn(self, outcomes):
+        self.told.append([number for number, _, _ in outcomes])
+
+
 def test_every_answer_is_trained_in_one_step_of_its_iteration():
     phase, steps = make_phase(updates_per_iteration=4), Steps()
+    phase.task_order = Noted()
     run(phase, max_steps=4, callbacks=[steps])
 
     answers = [one for group in phase.last_groups for one in group.trajectories]
     assert len(steps.num_trained) == 4
     assert min(steps.num_trained) > 0
     assert sum(steps.num_trained) == sum(one.num_tokens for one in answers)
+    assert phase.task_order.told == [list(range(8))]
 
 
 def test_rollouts_are_made_and_weighed_as_the_settings_say(monkeypatch: pytest.MonkeyPatch):
@@ -204,6 +229,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path):
     [
         ({"updates_per_iteration": 9}, "updates_per_iteration=9, groups_per_iteration=8"),
         ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"max_turns": 0}, "max_turns=0: want at least 1"),
+        ({"max_token_staleness": -1}, "max_token_staleness=-1: want at least 0"),
         ({"final_temperature": 0.0}, "temperature must be above 0"),
     ],
 )

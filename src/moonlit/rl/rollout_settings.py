@@ -54,6 +54,9 @@ class RolloutSettings:
                 f"updates_per_iteration={self.updates_per_iteration}, groups_per_iteration="
                 f"{self.groups_per_iteration}: want 1 <= updates <= groups"
             )
+        for name, least in (("max_new_tokens", 1), ("max_turns", 1), ("max_token_staleness", 0)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"{name}={value}: want at least {least}")
         temperatures = (self.temperature, self.final_temperature)
         if any(one is not None and one <= 0 for one in temperatures):
             raise ValueError("temperature must be above 0: greedy answers have no probability")
