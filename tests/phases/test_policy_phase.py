@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import Callback
-from policy_run import make_phase, run, weights_of
+from policy_run import Numbered, make_phase, run, weights_of
 
+from moonlit.agents.context import HideToolResult
 from moonlit.batch import Group, Task, Trajectory
 from moonlit.phases import policy_phase
 from moonlit.rl.length_rules import NoRule, alone
@@ -158,6 +159,16 @@ def test_every_answer_is_trained_in_one_step_of_its_iteration():
     assert phase.task_order.told == [list(range(8))]
 
 
+class Silent:
+    """A group judge that adds nothing."""
+
+    async def judge_group(self, task, trajectories, *, step, seed):
+        pass
+
+    async def aclose(self):
+        pass
+
+
 def test_rollouts_are_made_and_weighed_as_the_settings_say(monkeypatch: pytest.MonkeyPatch):
     """Catches: a setting that nothing reads."""
     asked = []
@@ -168,12 +179,17 @@ def test_rollouts_are_made_and_weighed_as_the_settings_say(monkeypatch: pytest.M
 
     monkeypatch.setattr(policy_phase, "trained_segments", watched)
     settings = {"max_staleness": 3, "drop_equal_rewards": True, "max_error_fraction": 0.3}
-    phase, steps = make_phase(**settings, max_token_staleness=2, timeout_s=50.0), Steps()
-    phase.normalise_advantages = True
-    run(phase, max_steps=2, callbacks=[steps])
+    talk = {"max_turns": 2, "context": HideToolResult(threshold=99)}
+    phase = make_phase(**settings, **talk, max_token_staleness=2, timeout_s=50.0)
+    phase.normalise_advantages, phase.group_judge = True, Silent()
+    data, steps = Numbered(), Steps()
+    data.seed = 5
+    run(phase, max_steps=2, callbacks=[steps], data=data)
 
     assert {name: getattr(steps.manager, name) for name in settings} == settings
-    assert steps.manager.limits.timeout_s == 50
+    assert {name: getattr(steps.manager.policy, name) for name in talk} == talk
+    assert (steps.manager.limits.timeout_s, steps.manager.seed) == (50, 5)
+    assert steps.manager.group_judge is phase.group_judge
     assert asked == [
         {"version": version, "max_token_staleness": 2, "normalise": True} for version in (0, 1)
     ]

@@ -1,6 +1,7 @@
 """The PTX loss: what is kept is not forgotten, and its weight is what it says."""
 
 from functools import partial
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ from policy_run import TOKENIZER, Numbered, make_phase, run, weights_of
 from torch import Tensor
 
 from moonlit.batch import PackedBatch
+from moonlit.models.decoder import DecoderOutput
 from moonlit.optim.muon_clip import MuonClip
-from moonlit.phases.ptx import scales
+from moonlit.phases.ptx import Scales, scales
 
 ODD = list(range(1, 80, 2))
 
@@ -76,6 +78,15 @@ def test_each_kind_is_a_mean_over_its_own_tokens():
     found = scales([sampled_row(5), kept_row(ODD)], ptx_coef=0.1, global_sum=two_ranks)
     assert found.policy / 88 == pytest.approx(1 / 10)
     assert scales([sampled_row(0)], ptx_coef=0.1, global_sum=same).policy == 0
+
+
+def test_a_rows_loss_is_scaled_by_its_kind_and_the_routers_part_is_not():
+    phase = make_phase()
+    phase.scales = Scales(policy=2.0, ptx=0.5)
+    phase.policy_loss = phase.ptx_loss = lambda output, batch: torch.tensor(3.0)
+    output = Mock(DecoderOutput, load_balance_loss=torch.tensor(0.25))
+    assert phase.loss(output, sampled_row(5)).item() == 2 * 3 + 0.25 * 5
+    assert phase.loss(output, kept_row(ODD)).item() == 0.5 * 3 + 0.25 * 39
 
 
 def test_a_weight_without_a_set_is_refused_by_name():
