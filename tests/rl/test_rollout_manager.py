@@ -13,7 +13,7 @@ import pytest
 
 from moonlit.agents.environment import Environment, VerifierError
 from moonlit.batch import Group, Segment, Task, Trajectory
-from moonlit.rl.rollout_limits import TimeLimits
+from moonlit.rl.rollout_limits import TimeLimits, TokenBudget
 from moonlit.rl.rollout_manager import RolloutManager, TooManyErrorsError, seed_of
 from moonlit.rl.trained_segments import trained_segments
 from tests.rl.managers import MADE
@@ -277,6 +277,25 @@ def test_a_token_budget_ends_an_iteration_with_what_is_finished():
     # The third ends at 30 tokens: whether it is there when the budget is looked at is luck.
     assert delivered[0] in ([0, 1], [0, 1, 2])
     assert sorted(n for some in delivered for n in some) == list(range(sum(map(len, delivered))))
+
+
+def test_a_token_budget_counts_from_where_its_iteration_began():
+    engine = Clock()
+    engine.now = 100.0
+    budget, none = (TokenBudget(conversation(engine), tokens) for tokens in (25, None))
+    spent = []
+    for engine.now in (100.0, 124.0, 125.0):
+        spent.append(budget.is_spent)
+    assert spent == [False, False, True]
+    assert not none.is_spent
+
+
+def test_an_evaluation_names_what_it_could_not_judge_and_counts_it_nowhere():
+    manager = make(tags_of=lambda n: {"crash": "yes"} if n == 1 else {})
+    tasks = [manager.task_of(number) for number in range(3)]
+    answers = manager.evaluate(tasks, manager.policy)
+    assert [one.error for one in answers] == [None, "lengths: OSError: the page is gone", None]
+    assert (manager.counts.errors, manager.counts.rollouts) == (0, 0)
 
 
 def test_a_bad_task_ends_the_run_instead_of_hanging_it():

@@ -158,6 +158,9 @@ def test_k1_5s_length_reward_by_hand():
     equal = group((1.0, 3), (0.0, 3))
     LengthReward(weight=0.1).apply([equal])
     assert rewards(equal) == [1.0, 0.0]
+    lost = group((1.0, 2), (1.0, 6), lost=1)  # whose length of 0 is nobody's
+    LengthReward(weight=0.1).apply([lost])
+    assert rewards(lost) == pytest.approx([1.05, 0.95, 0.0])
 
 
 def test_shuffled_rewards_are_the_groups_own_dealt_out_anew_and_a_resume_deals_on():
