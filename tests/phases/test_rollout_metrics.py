@@ -50,6 +50,7 @@ def test_means_are_over_the_judged_answers_of_all_ranks():
     assert told == pytest.approx(
         {
             "rl/error_fraction": 1 / 4,
+            "rl/teaching_groups": 1 / 2,
             "rl/reward_mean": 1.5 / 3,
             "rl/reward_counting": 0.5,
             "rl/reward_perception": 0.5,

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from unittest.mock import Mock
 
+import pytest
 from lightning import LightningModule, Trainer
 from PIL import Image as PILImage
 
@@ -126,6 +127,15 @@ def test_what_is_written_is_read_back(tmp_path: Path):
     assert len({r["rollout"] for r in read}) == 4
     assert len(list((tmp_path / PICTURES).iterdir())) == 1  # the same picture is kept once
     assert json.loads((tmp_path / "rollouts/step_000007.trace.json").read_text())["traceEvents"]
+
+
+@pytest.mark.parametrize("line", ['{"kind": "turn"}', "[1]", '{"kind": '])
+def test_a_line_that_is_no_record_is_named(line: str, tmp_path: Path):
+    RolloutRecords(run_dir=str(tmp_path), every_n_iterations=1, max_groups=8).write([], 7, 0)
+    path = tmp_path / "rollouts/step_000007.jsonl"
+    path.write_text(json.dumps(records()[0]) + "\n" + line + "\n")
+    with pytest.raises(ValueError, match=r"step_000007\.jsonl, line 2: no record of a rollout"):
+        list(read_records(tmp_path))
 
 
 def test_rollouts_are_written_when_they_are_due_and_no_more_than_asked_for(tmp_path: Path):

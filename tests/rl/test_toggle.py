@@ -68,28 +68,6 @@ def test_phases_alternate_and_only_the_first_constrains():
     assert kept == [budget, budget, scaling, scaling] * 2
 
 
-def test_what_is_logged_is_what_was_earned_before_it_was_constrained():
-    toggle = Toggle(**SETTINGS | {"period": 1})
-    measured = toggle.apply([group((1.0, 4), (0.0, 9))])
-    held = toggle.apply([group((1.0, 4), (1.0, 8), (0.0, 9), lost=1)])
-    free = toggle.apply([group((1.0, 6), (0.0, 3))])
-
-    assert measured == {
-        "toggle/phase": 1.0, "toggle/constrained_groups": 0.0, "toggle/over_budget": 0.0,
-        "toggle/correct_tokens": 4.0, "toggle/reward_scaling_phase": 0.5,
-    }  # fmt: skip
-    assert held == {
-        "toggle/phase": 0.0, "toggle/constrained_groups": 1.0, "toggle/budget_counting": 4.0,
-        "toggle/over_budget": 2 / 3, "toggle/correct_tokens": 6.0,
-        "toggle/reward_budget_phase": 2 / 3,
-    }  # fmt: skip
-    assert free == {
-        "toggle/phase": 1.0, "toggle/constrained_groups": 0.0, "toggle/budget_counting": 4.0,
-        "toggle/over_budget": 0.5, "toggle/correct_tokens": 6.0,
-        "toggle/reward_scaling_phase": 0.5,
-    }  # fmt: skip
-
-
 def test_a_group_below_lambda_is_left_alone():
     toggle = Toggle(**SETTINGS)
     toggle.apply([group((1.0, 4))])

@@ -35,6 +35,7 @@ RIGHT = {
     "chatty": (GOOD.replace("return", "print('hm'); return"), TESTS),
     "tuple": (GOOD + "def pair(): return (1, 2.0)", [{"call": "pair()", "expected": [1, 2]}]),
     "program": (ADDS, PROGRAM),
+    "white space": (r"print('7 \n8\t\n')", [{"stdin": "", "stdout": "7\n8\n"}]),
     "main": (f"if __name__ == '__main__':\n    {ADDS}", PROGRAM),
 }
 ALWAYS_EQUAL = """
