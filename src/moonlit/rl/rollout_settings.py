@@ -67,5 +67,6 @@ class RolloutSettings:
                 f"updates_per_iteration={self.updates_per_iteration}, groups_per_iteration="
                 f"{self.groups_per_iteration}: want 1 <= updates <= groups"
             )
-        if min(self.temperature, self.final_temperature or self.temperature) <= 0:
+        temperatures = (self.temperature, self.final_temperature)
+        if any(one is not None and one <= 0 for one in temperatures):
             raise ValueError("temperature must be above 0: greedy answers have no probability")
