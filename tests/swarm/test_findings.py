@@ -162,3 +162,45 @@ def test_unlike_kinds_are_named_to_the_orchestrator_where_there_are_several():
 
     assert "reader, counter" in described("reader", "counter")
     assert "kind" not in described("reader")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["word " * 80_000, "x" + " " * 400_000 + "y", "confidence: 1" + " " * 400_000 + "x",
+     "- " * 200_000,
+     "| h |" + " c |" * 50_000 + "\n| --- |\n| " + "a" * 200_000 + " |" + " 1 |" * 50_000],
+)  # fmt: skip
+def test_a_long_answer_is_read_once(text: str):
+    """400 kB, as one line or as one row; what read it again and again took minutes to hours."""
+    assert len(disagree(text, "x")) <= 1
+    assert stated_confidence(text) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "claims"),
+    [("* a b: 1", {"a b": "1"}), ("a.b: 1", {}), ("a | b: 1", {}), ("--: 1", {}), ("a:  ", {}),
+     ("a: b: 1 ", {"a": "b: 1"})],
+)  # fmt: skip
+def test_a_line_states_a_claim_by_its_first_colon(line: str, claims: dict[str, str]):
+    assert finding(line, task="t").claims == (claims or {"t": line.strip()})
+
+
+def test_claims_are_read_in_the_answer_as_it_is_shown_and_compared_once_a_turn(monkeypatch):
+    """The cut goes through "river": of that line neither half nor whole is a claim."""
+    compared = []
+
+    def counted(findings):
+        compared.append(len(findings))
+        return conflicts(findings)
+
+    monkeypatch.setattr("moonlit.agents.swarm.swarm.conflicts", counted)
+    worker = Says(a="age: 1\nriver: Bela\nsea: 1", b="age: 2\nriver: Bea\nsea: 2")
+    turns = [PAIR, calls(("open", f'{{"title": "{TASK.answer[0][0]}"}}'), first=4), says("x")]
+    swarm = run(*turns, worker=worker, max_result_chars=16)
+
+    (shown,) = [m.words for m in swarm.messages if m.name == "conflicts"]
+    assert shown.startswith('{"claim": "age"')
+    assert swarm.metrics["conflicts"] == 1
+    assert compared == [2]
+    whole = run(*turns, worker=worker)
+    assert whole.metrics["conflicts"] == 3

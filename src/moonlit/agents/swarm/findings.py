@@ -3,7 +3,8 @@
 A finding states *claims*: the cells of a table ("Norvo / population"), lines ``KEY: VALUE``, or,
 where there is neither, its whole answer to its task. Two findings that give one claim different
 values are a conflict: both are kept, and shown side by side in the order of their tasks, whoever
-came back first.
+came back first. Claims are read where the agent above can read them: in the answer as it is shown,
+cut at ``max_result_chars``, but for a line that the cut goes through.
 
 Source: none; the report says nothing of conflicting sub-agents. All of it is ours.
 """
@@ -12,6 +13,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from moonlit.agents.tables import alternatives, read_header, read_table
 from moonlit.batch import Trajectory
@@ -19,18 +21,21 @@ from moonlit.batch import Trajectory
 READS = {"open": "title"}
 """Tools that read a page, and the argument that names it."""
 MAX_CLAIM_CHARS = 200
-CONFIDENCE = re.compile(r"^confidence:\s*(\d+(?:\.\d+)?)\s*(%?)\s*$", re.IGNORECASE)
-LINE = re.compile(r"^[-*\s]*([^:|.]*\w[^:|.]*):\s*(\S.*)$")
+# Answers may be long: each of these reads a line once, whatever stands in it.
+CONFIDENCE = re.compile(r"^confidence:\s*(\d+(?:\.\d+)?)\s*(%?)$", re.IGNORECASE)
+BULLET = re.compile(r"[-*\s]*")
+NO_KEY = re.compile(r"[|.]")
 WORD = re.compile(r"[^\W_]")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: claims are read once
 class Finding:
     """What one sub-agent answered."""
 
     agent: str
     task: str
     text: str
+    """As the agent above is shown it."""
     pages: tuple[str, ...]
     """Titles that it, or an agent below it, has read."""
     confidence: float | None
@@ -43,18 +48,20 @@ class Finding:
         told += [f"confidence: {self.confidence:g}"] if self.confidence is not None else []
         return f"[{'; '.join(told)}]" if told else ""
 
-    @property
+    @cached_property
     def claims(self) -> dict[str, str]:
         """Values by claim."""
         if header := read_header(self.text):
+            columns = [key_of(column) for column in header[1:]]
             return {
-                key_of(f"{row[0]} / {column}"): cell
+                key_of(f"{row_key} / {column}"): cell
                 for row in read_table(self.text, len(header))
-                for column, cell in zip(header[1:], row[1:], strict=True)
+                for row_key in [key_of(row[0])]
+                for column, cell in zip(columns, row[1:], strict=True)
             }
         lines = [line for line in self.text.splitlines() if not CONFIDENCE.match(line.strip())]
-        if pairs := {match[1]: match[2] for line in lines if (match := LINE.match(line))}:
-            return {key_of(key): value.strip() for key, value in pairs.items()}
+        if pairs := dict(filter(None, map(key_and_value, lines))):
+            return {key_of(key): value for key, value in pairs.items()}
         return {key_of(self.task): " ".join(" ".join(lines).split())}
 
 
@@ -100,15 +107,36 @@ def told(found: Sequence[Conflict]) -> str:
     return "\n".join(json.dumps(one.record, ensure_ascii=False) for one in found)
 
 
-def finding_of(child: Trajectory) -> Finding:
-    """Return what a sub-agent's rollout found."""
+def key_and_value(line: str) -> tuple[str, str] | None:
+    """Read ``KEY: VALUE``; None: a line is no such pair."""
+    key, _, value = line.partition(":")
+    key, value = BULLET.sub("", key, count=1), value.strip()
+    return (key, value) if value and re.search(r"\w", key) and not NO_KEY.search(key) else None
+
+
+def finding_of(child: Trajectory, *, max_chars: int | None = None) -> Finding:
+    """Return what a sub-agent's rollout found.
+
+    Args:
+        child: the rollout.
+        max_chars: of its answer that the agent above is shown; None: all of it. The confidence is
+            read from all of it: it is told on a line of its own.
+    """
     return Finding(
         agent=child.agent,
         task=task_of(child),
-        text=child.text,
+        text=child.text if max_chars is None else whole_lines(child.text, max_chars),
         pages=tuple(dict.fromkeys(pages_read(child))),
         confidence=stated_confidence(child.text),
     )
+
+
+def whole_lines(text: str, max_chars: int) -> str:
+    """Return the lines that fit in so many characters; of a first one that does not, what fits."""
+    shown = text[:max_chars]
+    if len(text) <= max_chars or text[max_chars] == "\n":
+        return shown
+    return shown.rpartition("\n")[0] or shown
 
 
 def stated_confidence(text: str) -> float | None:
