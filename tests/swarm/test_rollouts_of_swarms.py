@@ -158,6 +158,54 @@ def test_closing_the_manager_cancels_every_subtree():
     assert len(ended) == reader.waiting == 6
 
 
+class Raises:
+    """A reader with whom something is wrong that is no ``Exception``."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        self.error = error
+
+    async def work(self, prompt, task, *, seed, swarm):
+        await asyncio.sleep(0)
+        raise self.error("broken")
+
+
+def test_a_sub_agent_that_something_of_its_own_cancelled_is_lost_like_by_a_fault():
+    manager = make_manager(Raises(asyncio.CancelledError))
+    try:
+        (group,) = manager.collect(1)
+    finally:
+        manager.close()
+    for one in group.trajectories:
+        assert one.error is None
+        assert [c.error for c in one.children[0].children] == ["CancelledError: broken"] * 3
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_a_sub_agent_that_wants_to_end_the_program_ends_the_run(error: type[BaseException]):
+    """By an error that names it; the manager is closed as ever."""
+    manager = make_manager(Raises(error))
+    try:
+        with pytest.raises(RuntimeError, match=rf"sub-agent w.* \(Raises\): {error.__name__}"):
+            manager.collect(1)
+    finally:
+        manager.close()
+
+
+def test_whatever_wants_to_end_the_program_on_the_loop_does_not_hang_who_waits():
+    manager = make_manager(READER)
+
+    async def leaves() -> None:
+        raise SystemExit(3)
+
+    try:
+        with pytest.raises(RuntimeError, match=r"SystemExit\(3\)"):
+            manager.thread.run(leaves())
+        (group,) = manager.collect(1)
+        assert len(group.trajectories) == 2
+    finally:
+        manager.close()
+
+
 @pytest.fixture
 def scale():
     spec = importlib.util.spec_from_file_location("swarm_scale", SCRIPT)

@@ -19,6 +19,13 @@ class ContextOverflowError(ValueError):
     """A prompt leaves no room for an answer."""
 
 
+class RunEndingError(BaseException):
+    """What no rollout may be lost to: a part that is set up wrongly, or that ends the program.
+
+    No ``Exception``: whoever counts faults, or tells them to a model, must not take it for one.
+    """
+
+
 @runtime_checkable
 class Judge(Protocol):
     """Measures a finished rollout."""

@@ -3,8 +3,10 @@
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
+
+from moonlit.agents.environment import RunEndingError
 
 Result = TypeVar("Result")
 
@@ -18,20 +20,40 @@ class LoopThread:
 
     def __init__(self, name: str) -> None:
         self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
+        self.thread = threading.Thread(target=self.serve, name=name, daemon=True)
         self.thread.start()
+
+    def serve(self) -> None:
+        """Run the loop until it is stopped.
+
+        A coroutine that wants to end the program leaves the loop: whoever waits for it gets what
+        it raised once the loop goes on.
+        """
+        while True:
+            try:
+                return self.loop.run_forever()
+            except (SystemExit, KeyboardInterrupt):
+                continue
 
     def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         """Run a coroutine there and wait for what it returns or raises.
 
         If the wait is interrupted, the coroutine is cancelled.
+
+        Raises:
+            RuntimeError: instead of what is no ``Exception`` (``SystemExit``): here it is an error.
         """
         future = self.start(coroutine)
         try:
-            return future.result()
+            wait([future])
         except BaseException:
             future.cancel()
             raise
+        error = None if future.cancelled() else future.exception()
+        if error is None or isinstance(error, Exception):
+            return future.result()
+        told = str(error) if isinstance(error, RunEndingError) else repr(error)
+        raise RuntimeError(told) from error
 
     def start(self, coroutine: Coroutine[Any, Any, Result]) -> Future[Result]:
         """Run a coroutine there; do not wait. Cancelling the future cancels the coroutine."""

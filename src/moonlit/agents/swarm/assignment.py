@@ -5,7 +5,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from moonlit.agents.environment import ContextOverflowError
+from moonlit.agents.environment import ContextOverflowError, RunEndingError
 from moonlit.agents.swarm.critical_steps import (
     LOST_STEPS,
     LOST_TOTAL_STEPS,
@@ -55,12 +55,24 @@ class Assignment:
     async def attempt(
         self, worker: Any, task: Task, *, seed: int, timeout_s: float | None
     ) -> Trajectory:
-        """Return what a sub-agent does, or names the fault it was lost to."""
+        """Return what a sub-agent does, or names the fault it was lost to.
+
+        Raises:
+            RunEndingError: if it wants to end the program.
+        """
         try:
             async with asyncio.timeout(timeout_s):
                 done = await worker.work(self.prompt, task, seed=seed, swarm=self.swarm)
         except FAULTS as error:  # told to the orchestrator; the rollout goes on
-            return failed(f"{type(error).__name__}: {error}".removesuffix(": "))
+            return failed(told(error))
+        except asyncio.CancelledError as error:
+            attempt = asyncio.current_task()
+            if attempt is None or attempt.cancelling():
+                raise
+            return failed(told(error))  # nobody cancelled it: something of its own was
+        except (SystemExit, KeyboardInterrupt) as error:  # asyncio would end the whole loop
+            kind = type(worker).__qualname__
+            raise RunEndingError(f"sub-agent {self.agent} ({kind}): {told(error)}") from error
         self.last = done
         if done.error is None and done.stop_reason == "answer" and is_garbage(done.text):
             done.error = "garbage: no word in its answer"
@@ -130,6 +142,11 @@ class Assignment:
         if self.running is not None:
             self.cancelled_for = reason
             self.running.cancel()
+
+
+def told(error: BaseException) -> str:
+    """Say what was raised."""
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def failed(reason: str) -> Trajectory:

@@ -56,8 +56,9 @@ class SubAgent(Protocol):
             swarm: its own, to be shown its messages; the tools are its to use or not.
 
         Raises:
-            OSError, FloatingPointError, ContextOverflowError: where the attempt is lost; anything
-                else is a fault of ours, and ends the rollout.
+            OSError, FloatingPointError, ContextOverflowError, CancelledError: where the attempt is
+                lost; any other exception is a fault of ours, and ends the rollout.
+            SystemExit, KeyboardInterrupt, RunEndingError: end the run.
         """
         ...
 
