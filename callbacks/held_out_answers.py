@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from moonlit.rl.records import HELD_OUT_ANSWERS
+from moonlit.rl.records import ESCAPES, HELD_OUT_ANSWERS
 
 
 class HeldOutAnswers(Callback):
@@ -31,7 +31,7 @@ class HeldOutAnswers(Callback):
         rank = trainer.global_rank
         self.run.mkdir(parents=True, exist_ok=True)
         name = HELD_OUT_ANSWERS.format(rank=f"_rank_{rank}" if rank else "")
-        with (self.run / name).open("a", encoding="utf-8") as file:
+        with (self.run / name).open("a", encoding="utf-8", errors=ESCAPES) as file:
             for one in answers:
                 record = {
                     "step": trainer.global_step,

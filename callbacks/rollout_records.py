@@ -7,7 +7,14 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from moonlit.batch import Group
-from moonlit.rl.records import PICTURES, ROLLOUTS, PictureStore, chrome_trace, group_records
+from moonlit.rl.records import (
+    PICTURES,
+    ROLLOUTS,
+    PictureStore,
+    chrome_trace,
+    group_records,
+    write_json,
+)
 
 
 class RolloutRecords(Callback):
@@ -17,7 +24,7 @@ class RolloutRecords(Callback):
 
     Args:
         run_dir: the run's folder.
-        every_n_iterations: the first, and every so many after it.
+        every_n_iterations: the first, and every so many after it; the last one, too.
         max_groups: of an iteration, the first so many (pictures and long dialogues add up).
     """
 
@@ -39,7 +46,8 @@ class RolloutRecords(Callback):
         groups: list[Group] = getattr(pl_module, "last_groups", [])
         if not groups:
             return
-        due = self.num_iterations % self.every_n_iterations == 0
+        is_last = 0 < trainer.max_steps <= trainer.global_step
+        due = is_last or self.num_iterations % self.every_n_iterations == 0
         self.num_iterations += 1
         if due:
             self.write(groups[: self.max_groups], trainer.global_step, trainer.global_rank)
@@ -56,10 +64,10 @@ class RolloutRecords(Callback):
         folder = self.run / ROLLOUTS
         folder.mkdir(parents=True, exist_ok=True)
         name = f"step_{step:06d}" + (f"_rank_{rank}" if rank else "")
-        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+        write_json(folder / f"{name}.jsonl", "".join(lines))
         trace = json.dumps(chrome_trace(records), ensure_ascii=False)
-        (folder / f"{name}.trace.json").write_text(trace, encoding="utf-8")
+        write_json(folder / f"{name}.trace.json", trace)
 
     def state_dict(self) -> dict[str, Any]:
         """Return how many iterations were seen."""

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
-from lightning import Callback
+from lightning import Callback, LightningModule, Trainer
 from policy_run import Numbered, make_phase, run
 from torch.utils.data import DataLoader
 
 from callbacks.held_out_answers import HeldOutAnswers
+from moonlit.batch import Trajectory
 from moonlit.rl.engines.base import Sampling
 
 
@@ -79,6 +81,22 @@ def test_a_task_has_its_number_in_its_set_and_a_greedy_answer(tmp_path: Path):
         (name, number) for name in ("even", "again") for number in (1, 3, 5)
     ]
     assert {(one.temperature, one.top_p) for one in who.sampling} == {(0.0, 1.0)}
+
+
+def test_a_lone_surrogate_in_an_error_is_written_as_its_escape(tmp_path: Path):
+    """And a run goes on that models' words would have ended."""
+    error = json.loads('"no page \\ud83d"')
+    lost = Trajectory(segments=[], messages=[], spans=[], stop_reason="error", error=error)
+    task = Numbered().task(1)
+    phase = Mock(LightningModule)
+    phase.last_answers = [Mock(task=task, trajectory=lost, number=1)]
+    phase.last_answers[0].name = "even"
+
+    watch = HeldOutAnswers(run_dir=str(tmp_path))
+    watch.on_validation_end(Mock(Trainer, global_step=3, global_rank=0), phase)
+
+    (line,) = (tmp_path / "held_out_answers.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["error"] == error
 
 
 def test_without_an_evaluation_nothing_is_written(tmp_path: Path):

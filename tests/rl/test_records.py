@@ -11,6 +11,7 @@ from PIL import Image as PILImage
 from callbacks.rollout_records import RolloutRecords
 from moonlit.batch import Group, Segment, Span, Task, Trajectory
 from moonlit.chat.messages import Image, Message, Text, ToolCall
+from moonlit.report.page import write_page
 from moonlit.rl.records import PICTURES, chrome_trace, group_records, read_records
 
 PICTURE = PILImage.new("RGB", (28, 28), "red")
@@ -129,6 +130,23 @@ def test_what_is_written_is_read_back(tmp_path: Path):
     assert json.loads((tmp_path / "rollouts/step_000007.trace.json").read_text())["traceEvents"]
 
 
+def test_a_lone_surrogate_is_written_as_its_escape_and_shown(tmp_path: Path):
+    """A model that writes JSON comes to one: ``json.loads`` yields it."""
+    said = json.loads('"price \\ud83d"')
+    task = group()
+    task.trajectories[0].children[0].messages[0] = Message(role="assistant", content=said)
+    task.trajectories[0].children[0].text = said
+    task.trajectories[0].error = said
+    task.trajectories[0].messages[0].tool_calls[0].arguments["prompt"] = said
+
+    RolloutRecords(run_dir=str(tmp_path), every_n_iterations=1, max_groups=8).write([task], 7, 0)
+    write_page(tmp_path, tmp_path / "report.html", max_rollouts=1)
+
+    assert said in {r["answer"] for r in read_records(tmp_path) if r["kind"] == "end"}
+    for name in ("rollouts/step_000007.jsonl", "rollouts/step_000007.trace.json", "report.html"):
+        assert "price \\ud83d" in (tmp_path / name).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("line", ['{"kind": "turn"}', "[1]", '{"kind": '])
 def test_a_line_that_is_no_record_is_named(line: str, tmp_path: Path):
     RolloutRecords(run_dir=str(tmp_path), every_n_iterations=1, max_groups=8).write([], 7, 0)
@@ -142,14 +160,14 @@ def test_rollouts_are_written_when_they_are_due_and_no_more_than_asked_for(tmp_p
     def watch(watcher: RolloutRecords, *steps: int) -> None:
         phase = Mock(LightningModule)
         for phase.last_groups, step in (([group()] * 3, step) for step in steps):
-            trainer = Mock(Trainer, global_step=step, global_rank=0)
+            trainer = Mock(Trainer, global_step=step, global_rank=0, max_steps=8)
             watcher.on_train_batch_end(trainer, phase, None, None, 0)
 
     settings = {"run_dir": str(tmp_path), "every_n_iterations": 3, "max_groups": 2}
     before, after = RolloutRecords(**settings), RolloutRecords(**settings)
     watch(before, 0, 1, 2, 3)
     after.load_state_dict(before.state_dict())
-    watch(after, 4, 5, 6)
+    watch(after, 4, 5, 6, 7, 8)
 
     ends = [r for r in read_records(tmp_path) if r["kind"] == "end" and r["parent"] is None]
-    assert [r["step"] for r in ends] == [0, 0, 3, 3, 6, 6]
+    assert [r["step"] for r in ends] == [0, 0, 3, 3, 6, 6, 8, 8]  # and the last

@@ -27,6 +27,9 @@ HELD_OUT_ANSWERS = "held_out_answers{rank}.jsonl"
 Record = dict[str, Any]
 StorePicture = Callable[[PILImage], str]
 """Keeps a picture and returns its name."""
+ESCAPES = "backslashreplace"
+"""How what UTF-8 has no form for is written: a lone surrogate, which models and pages come to by
+``json.loads``, then stands in JSON as its escape."""
 
 
 def group_records(
@@ -148,6 +151,11 @@ class PictureStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             path.write_bytes(file.getvalue())
         return name
+
+
+def write_json(path: Path, text: str) -> None:
+    """Write JSON of what models and pages said."""
+    path.write_text(text, encoding="utf-8", errors=ESCAPES)
 
 
 def read_records(run: Path) -> Iterator[Record]:

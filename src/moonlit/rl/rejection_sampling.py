@@ -24,6 +24,7 @@ from moonlit.batch import Task
 from moonlit.chat.messages import VideoChunk
 from moonlit.chat.openai_form import openai_messages
 from moonlit.rl.conversation import Conversation, work_on
+from moonlit.rl.records import ESCAPES
 from moonlit.rl.reply import Reply
 from moonlit.rl.rewards.rules import RuleJudge
 
@@ -219,7 +220,7 @@ class Lines:
             raise FileExistsError(f"{existing[0]} is there already: name another folder")
         (folder / "images").mkdir(parents=True, exist_ok=True)
         self.files = {
-            split: (folder / f"{split}.jsonl").open("x", encoding="utf-8")
+            split: (folder / f"{split}.jsonl").open("x", encoding="utf-8", errors=ESCAPES)
             for split in ("train", "held_out")
         }
 
