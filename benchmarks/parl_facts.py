@@ -22,6 +22,8 @@ from moonlit import cli
 
 QUESTION = "Does PARL learn? Trains the arms of experiment=parl_facts."
 LAST = "checkpoints/last.ckpt"
+RESULT = "held_out.json"
+"""Of a run that is done."""
 NUM_BASE_RANKS = 496
 """Of ``source=table_traces``."""
 
@@ -129,8 +131,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=QUESTION)
     parser.add_argument("--out", type=Path, default=Path("runs/parl_facts"))
     every = [f"{arm}-{seed}" for seed in range(3) for arm in ARMS]
-    parser.add_argument("--runs", nargs="*", default=every, help="ARM-SEED or a stage, in order")
+    parser.add_argument(
+        "--runs", nargs="*", type=run_name, default=every, help="ARM-SEED or a stage, in order"
+    )
     args = parser.parse_args()
+    if all((args.out / name / RESULT).exists() for name in args.runs):
+        print(f"nothing to do: {args.out} has the results of {', '.join(args.runs) or 'no run'}")
+        return
     args.out.mkdir(parents=True, exist_ok=True)
     with initialize_config_dir(version_base="1.3", config_dir=str(cli.conf_folder())):
         for name in args.runs:
@@ -141,6 +148,16 @@ def main() -> None:
                 train(args.out, arm, int(seed))
 
 
+def run_name(word: str) -> str:
+    """Read ``ARM-SEED`` or a stage's name."""
+    arm, _, seed = word.rpartition("-")
+    if word in STAGES or (arm in ARMS and seed.isdecimal()):
+        return word
+    raise argparse.ArgumentTypeError(
+        f"{word!r}: want ARM-SEED or a stage; arms: {', '.join(ARMS)}; stages: {', '.join(STAGES)}"
+    )
+
+
 def prepared(out: Path, name: str) -> Path:
     """Return a stage's last checkpoint, made if it is not there."""
     stage = STAGES[name]
@@ -149,7 +166,7 @@ def prepared(out: Path, name: str) -> Path:
         ["train", "experiment=parl_facts_warmup", f"run_dir={out / name}", *vocabulary(out), *begin,
          *stage.model, f"data.folder={traces(out, name)}", f"data.data_dir={out / f'data_{name}'}",
          f"trainer.max_steps={stage.steps}", f"trainer.val_check_interval={stage.steps}"],
-        makes=out / name / "held_out.json",
+        makes=out / name / RESULT,
     )  # fmt: skip
     return out / name / LAST
 
@@ -162,7 +179,7 @@ def train(out: Path, name: str, seed: int) -> None:
     call(
         ["train", f"experiment={arm.experiment}", f"init_from={begin}", f"seed={seed}",
          f"run_dir={run}", *vocabulary(out), *arm.overrides, *ckpts],
-        makes=run / "held_out.json",
+        makes=run / RESULT,
     )  # fmt: skip
 
 

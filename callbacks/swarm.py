@@ -4,6 +4,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
+from moonlit.agents.swarm.assignment import FAILURES
 from moonlit.batch import Group
 
 WATCHED = (
@@ -22,6 +23,7 @@ WATCHED = (
     "performance",
     "orchestrator_tokens",
     "subagent_tokens",
+    *(f"failed_{kind}" for kind in FAILURES),
 )
 PARTS = ("parallel", "finish")
 

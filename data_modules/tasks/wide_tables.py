@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from data_modules.tasks.source import HELD_OUT
+from moonlit.agents.environment import VerifierError
 from moonlit.agents.swarm.faults import DeadAgents
 from moonlit.agents.swarm.scripted import OneCall, named_in
 from moonlit.agents.swarm.swarm import SubAgent
@@ -138,7 +139,12 @@ class TableJudge:
         A cell counts that the agent filled in itself, or a sub-agent that came back; one that was
         not asked for counts against them, whatever became of who tried it. Measured too: rows that
         were assigned and lost, those of them that were assigned again, and those that are filled.
+
+        Raises:
+            VerifierError: for a task without rows.
         """
+        if not task.answer:
+            raise VerifierError("TableJudge: the task's answer has no rows")
         names = {row[0] for row in task.answer}
         wanted = {f"{name} {column}" for name in names for column in COLUMNS}
         cells: set[str] = set()

@@ -34,7 +34,8 @@ def logged(*groups: Group) -> dict[str, float]:
 def test_means_are_of_all_rollouts_that_were_not_lost():
     task = Task(prompt=[], domain="agentic", environment="swarm", answer=None)
     first = Group(
-        task=task, trajectories=[rollout(critical_steps=4.0), rollout(critical_steps=2.0)]
+        task=task,
+        trajectories=[rollout(critical_steps=4.0, failed_timeout=0.5), rollout(critical_steps=2.0)],
     )
     lost = rollout("a fault", critical_steps=100.0)
     second = Group(task=task, trajectories=[rollout(critical_steps=6.0, parallelism=3.0), lost])
@@ -43,6 +44,7 @@ def test_means_are_of_all_rollouts_that_were_not_lost():
     assert told["swarm/critical_steps"] == 4
     assert told["swarm/reward_parallel"] == pytest.approx(0.4)
     assert told["swarm/parallelism"] == 3  # of those that measured it
+    assert told["swarm/failed_timeout"] == 0.5
     assert "swarm/retries" not in told
 
 

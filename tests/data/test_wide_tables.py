@@ -18,6 +18,7 @@ from data_modules.tasks.wide_tables import (
     WideTables,
     fill_cells,
 )
+from moonlit.agents.environment import VerifierError
 from moonlit.agents.swarm.limits import SwarmLimits
 from moonlit.agents.swarm.reward import ParlReward
 from moonlit.agents.swarm.swarm import SubAgent
@@ -89,6 +90,14 @@ def test_f1_of_cells_and_of_rows(cells: list[str], item_f1: float, row_f1: float
     by_child = filling()
     by_child.children = [filling(*cells)]
     assert judged(by_child) == (pytest.approx(item_f1), pytest.approx(row_f1))
+
+
+@pytest.mark.parametrize("cells", [[], ONE])
+def test_a_task_without_rows_is_the_verifiers_error(cells: list[str]):
+    task = SOURCE(TRAIN, 0)
+    task.answer = []
+    with pytest.raises(VerifierError, match="TableJudge: the task's answer has no rows"):
+        asyncio.run(TableJudge().judge(task, filling(*cells)))
 
 
 def test_without_an_answer_nothing_counts_of_anybody():

@@ -173,6 +173,7 @@ def test_sub_agents_stand_below_the_turn_that_called_them(page: Page):
     children = page.locator("#detail li:has(> article[aria-label='Turn 1, assistant']) > details")
     assert children.count() == 2
     assert "crashed" in children.nth(1).inner_text()
+    assert "reward" not in children.first.inner_text()
     assert not children.first.evaluate("node => node.open")
     page.locator(".timeline rect").nth(3).dispatch_event("click")
     assert children.first.evaluate("node => node.open")
@@ -193,6 +194,34 @@ def test_a_run_without_anything_is_refused(tmp_path: Path):
         write_page(tmp_path, tmp_path / "report.html", max_rollouts=10)
     with pytest.raises(FileNotFoundError, match="no such folder"):
         write_page(tmp_path / "gone", tmp_path / "report.html", max_rollouts=10)
+
+
+def test_a_last_line_that_was_cut_off_is_left_out_and_told(tmp_path: Path):
+    """A killed run's: of its last rollout the sub-agents are whole, the end is not."""
+    lines = [json.dumps(record, ensure_ascii=False) for n in range(2) for record in rollout(n)]
+    root = lines.pop(-7)  # its end comes after its sub-agents', as it is written
+    text = "\n".join([*lines, root.replace("exact", "\u00e9")]).encode()
+    (tmp_path / PICTURES).mkdir(parents=True)
+    (tmp_path / PICTURES / "dot.png").write_bytes(PIXEL)
+    path = tmp_path / ROLLOUTS / "step_000007.jsonl"
+    path.write_bytes(text[: text.rindex("\u00e9".encode()) + 1])
+
+    told = write_page(tmp_path, tmp_path / "report.html", max_rollouts=9)
+
+    assert told.endswith("1 rollouts; left out, as their writing was cut off: "
+                         f"step_000007.jsonl, line {len(lines) + 1}")  # fmt: skip
+    page = (tmp_path / "report.html").read_text()
+    assert told in page
+    assert page.count('"kind": "end"') == 3
+    path.write_bytes(path.read_bytes() + b"\n")
+    with pytest.raises(ValueError, match=r"step_000007\.jsonl, line 22: no record"):
+        write_page(tmp_path, tmp_path / "report.html", max_rollouts=9)
+
+
+@pytest.mark.parametrize("most", [0, -3])
+def test_a_page_without_a_rollout_to_show_is_refused(run: Path, most: int, tmp_path: Path):
+    with pytest.raises(ValueError, match=f"max_rollouts={most}: want a whole number, at least 1"):
+        write_page(run, tmp_path / "report.html", max_rollouts=most)
 
 
 def test_a_broken_line_is_named(run: Path, tmp_path: Path):

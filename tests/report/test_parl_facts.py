@@ -12,6 +12,8 @@ from moonlit.report.arms import f1_within, read_runs, steps_to
 from moonlit.report.charts import Line, chart, ticks
 from moonlit.report.parl_facts import write_comparison
 
+BENCHMARK = Path(__file__).parents[2] / "benchmarks/parl_facts.py"
+
 
 def answer(step: int, task: int, f1: float, steps: float, **more: Any) -> dict[str, Any]:
     metrics = {
@@ -84,6 +86,31 @@ def test_what_became_of_lost_rows_is_told_where_some_were_lost(tmp_path: Path):
     told = write_comparison(tmp_path, tmp_path / "report.html")
     assert "| 4 -> 4 | 25% -> 75% | 0% -> 50% |" in told
     assert told.count("dead at") == 2  # in the table of all arms, and here
+
+
+@pytest.mark.parametrize("line", [b'{"step": 20, "set', b"\xff\n", b"[1]\n", b'{"step": 20}\n'])
+def test_a_line_that_is_no_answer_is_named(line: bytes, tmp_path: Path):
+    write(tmp_path, "swarm-0", answer(0, 0, 0.1, 8.0, tags={"rows": "3", "said": "a\u2028b"}))
+    with (tmp_path / "swarm-0/held_out_answers.jsonl").open("ab") as file:
+        file.write(line)
+    with pytest.raises(ValueError, match=r"held_out_answers\.jsonl, line 2: no answer"):
+        read_runs(tmp_path)
+
+
+def test_the_benchmark_names_what_there_is_and_says_when_nothing_is_left(tmp_path: Path):
+    def ran(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, BENCHMARK, "--out", tmp_path, *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    wrong = ran("--runs", "swarmm-0")
+    assert wrong.returncode == 2
+    last = wrong.stderr.splitlines()[-1]
+    assert "argument --runs: 'swarmm-0': want ARM-SEED or a stage; arms: swarm, " in last
+    assert "stages: warmup_1, " in last
+    (tmp_path / "swarm-0").mkdir()
+    (tmp_path / "swarm-0/held_out.json").write_text("{}")
+    done = ran("--runs", "swarm-0")
+    assert done.stdout == f"nothing to do: {tmp_path} has the results of swarm-0\n"
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path):

@@ -99,6 +99,7 @@ def test_a_sub_agent_is_linked_to_the_turn_that_called_it():
     assert ends["7/0-2/0.0"]["called_by_turn"] == 1
     assert ends["7/0-2/0.0"]["error"] == "TimeoutError: 5 s"
     assert ends["7/0-2/0"]["reward"] == 1.0
+    assert ends["7/0-2/0.0"]["reward"] is None
 
 
 def test_the_trace_holds_every_timed_turn_in_microseconds():

@@ -1,6 +1,7 @@
 """An orchestrator by script over real sub-agents: what the tests of a swarm share."""
 
 import asyncio
+import inspect
 
 from data_modules.tasks.wide_facts import WideFacts, open_pages
 from moonlit.agents.swarm.limits import SwarmLimits
@@ -40,6 +41,13 @@ def assigns(n: int, prompt: str) -> tuple[str, str]:
 PARALLEL = calls(
     *map(creates, range(3)), *(assigns(n, f"age of {name}") for n, name in enumerate(NAMES))
 )
+
+
+def untyped(kind: type, **settings: object) -> object:
+    """Make a part as a run does: without the type checks that tests add."""
+    made = object.__new__(kind)
+    inspect.unwrap(kind.__init__)(made, **settings)
+    return made
 
 
 def environment(worker=READER, *, faults=None, toolbox=open_pages, **limits) -> SwarmEnvironment:

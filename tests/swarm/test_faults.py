@@ -6,8 +6,10 @@ from collections import Counter
 import pytest
 
 from data_modules.tasks.wide_facts import WideFacts, answer, open_pages
+from moonlit.agents.swarm.assignment import FAILURES, failure_of
 from moonlit.agents.swarm.faults import DeadAgents, FaultRates, Faulty
 from moonlit.agents.swarm.subagent import PolicySubAgent
+from moonlit.batch import Trajectory
 from moonlit.rl.conversation import Conversation
 from moonlit.rl.engines.remote import EngineServerError
 from tests.rl.scripted import Scripted, conversation, says
@@ -35,6 +37,21 @@ WORDS = {
 }
 
 
+KINDS = {"crash": "crash", "hang": "timeout", "loop": "turns", "overflow": "context",
+         "garbage": "garbage"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error", "stop_reason", "kind"),
+    [(None, "answer", None), (None, "budget", "budget"), (None, "length", "length"),
+     (None, "stop of its own", "other"), ("cancelled: too slow", "error", "cancelled"),
+     ("ContextOverflowError: the prompt has", "error", "context"), ("KeyError", "error", "crash")],
+)  # fmt: skip
+def test_a_failure_is_of_one_kind(error: str | None, stop_reason: str, kind: str | None):
+    child = Trajectory(segments=[], messages=[], spans=[], stop_reason=stop_reason, error=error)
+    assert failure_of(child) == kind
+
+
 @pytest.mark.parametrize("fault", WORDS)
 def test_each_fault_costs_its_own_result_and_the_orchestrator_is_told(fault: str):
     """The second sub-agent has the fault at every attempt, its siblings never."""
@@ -54,6 +71,9 @@ def test_each_fault_costs_its_own_result_and_the_orchestrator_is_told(fault: str
     assert told(swarm)[4].startswith("Error: w1 ")
     assert told(swarm)[5] == found(2)
     assert swarm.metrics["retries"] == 2
+    failed = {kind: swarm.metrics[f"failed_{kind}"] for kind in FAILURES}
+    assert {kind for kind, share in failed.items() if share} == {KINDS[fault]}
+    assert sum(failed.values()) == pytest.approx(1 / 3)
     assert swarm.rewards["finish"] == pytest.approx(2 / 3)
     assert (swarm.stop_reason, swarm.error) == ("answer", None)
 

@@ -28,6 +28,7 @@ from tests.swarm.orchestrating import (
     environment,
     run,
     told,
+    untyped,
 )
 
 LEAD = calls(
@@ -286,7 +287,13 @@ def test_two_boxes_with_one_tool_are_refused():
         asyncio.run(open_both())
 
 
-@pytest.mark.parametrize("change", [{"max_depth": 0}, {"max_retries": -1}, {"timeout_s": 0.0}])
-def test_limits_that_make_no_sense_are_refused(change):
-    with pytest.raises(ValueError, match=next(iter(change))):
-        SwarmLimits(**change)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_depth", 0), ("max_depth", "two"), ("max_retries", -1), ("max_agents", 0),
+     ("max_agents", 2.5), ("max_agents", "many"), ("max_agents", True), ("max_assignments", -1),
+     ("max_critical_steps", 0), ("max_critical_steps", -9), ("max_result_chars", 0),
+     ("timeout_s", 0.0), ("timeout_s", "soon"), ("timeout_s", float("nan"))],
+)  # fmt: skip
+def test_limits_that_make_no_sense_are_refused(name: str, value: object):
+    with pytest.raises(ValueError, match=rf"limits\.{name}={value!r}: want a"):
+        untyped(SwarmLimits, **{name: value})

@@ -5,13 +5,18 @@ import asyncio
 import pytest
 
 from data_modules.tasks.wide_facts import answer, open_pages, people
+from moonlit.agents.environment import RunEndingError
 from moonlit.agents.swarm.limits import SwarmLimits
+from moonlit.agents.swarm.reward import ParlReward
+from moonlit.agents.swarm.schedule import Stage
 from moonlit.agents.swarm.scripted import OneCall
 from moonlit.agents.swarm.subagent import PolicySubAgent
 from moonlit.agents.swarm.swarm import Swarm
 from moonlit.agents.toolbox import Toolboxes
 from moonlit.batch import Trajectory
 from moonlit.chat.messages import Message
+from moonlit.rl.rewards.rules import RuleJudge
+from moonlit.rl.swarm_environment import SwarmEnvironment
 from tests.rl.scripted import SPECIAL, TOKENIZER, Scripted, conversation, says
 from tests.swarm.orchestrating import (
     NAMES,
@@ -24,6 +29,7 @@ from tests.swarm.orchestrating import (
     found,
     run,
     told,
+    untyped,
 )
 
 
@@ -266,6 +272,41 @@ class Kind:
 
     async def work(self, prompt, task, *, seed, swarm):
         return Trajectory(segments=[], messages=[], spans=[], stop_reason="answer", text=self.says)
+
+
+@pytest.mark.parametrize("returned", [None, "forty-two"])
+def test_a_sub_agent_that_returns_no_rollout_is_named_with_what_it_returned(returned: object):
+    class Forgetful:
+        async def work(self, prompt, task, *, seed, swarm):
+            return returned
+
+    said = rf"sub-agent w.: .*Forgetful\.work returned {returned!r}, want a Trajectory"
+    with pytest.raises(TypeError, match=said):
+        run(PARALLEL, says("x"), worker=Forgetful())
+
+
+@pytest.mark.parametrize(
+    ("workers", "says_so"),
+    [
+        ({"w": None}, r"environment\.workers\.w=null: want a sub-agent"),
+        ({"w": 7}, r"environment\.workers\.w=int: want a sub-agent"),
+        (None, r"environment\.workers=null: want sub-agents by name"),
+    ],
+)
+def test_workers_that_cannot_work_are_refused_when_the_environment_is_made(workers, says_so: str):
+    reward = ParlReward(parallel_weight=0.1, finish_weight=0.1, annealed_by=0.5, cap=2)
+    parts = {"toolbox": open_pages, "judge": RuleJudge(), "reward": reward}
+    with pytest.raises(ValueError, match=says_so):
+        untyped(SwarmEnvironment, workers=workers, limits=SwarmLimits(), **parts)
+    with pytest.raises(ValueError, match=r"stage\.worker=null: want a sub-agent"):
+        untyped(Stage, from_step=0, worker=None)
+
+
+def test_a_tool_that_the_toolbox_does_not_lend_is_named_and_ends_the_run():
+    """It is no fault of an attempt: none could succeed."""
+    wrong = OneCall(toolbox=open_pages, tool="opne", argument="title")
+    with pytest.raises(RunEndingError, match=r"OneCall: tool='opne': its toolbox lends open"):
+        run(PARALLEL, says("x"), worker=wrong, max_retries=3)
 
 
 def test_nobody_is_in_both_splits():

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from moonlit.agents.swarm.reward import ParlReward, r_finish, r_parallel
 from moonlit.chat.messages import Message, ToolCall
+from tests.swarm.orchestrating import untyped
 from tests.swarm.traces import agent, orchestrator, worker
 
 REWARD = ParlReward(parallel_weight=0.1, finish_weight=0.2, annealed_by=0.5, cap=4)
@@ -74,8 +75,13 @@ def test_the_parts_are_shares(children):
     assert all(0 <= part <= 1 for part in parts(*some))
 
 
-@pytest.mark.parametrize("change", [{"annealed_by": 0.0}, {"parallel_weight": -1.0}])
-def test_weights_that_make_no_sense_are_refused(change):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("annealed_by", 0.0), ("parallel_weight", -1.0), ("parallel_weight", float("nan")),
+     ("finish_weight", float("inf")), ("finish_weight", "much"), ("annealed_by", "late"),
+     ("cap", 0), ("cap", 1), ("cap", -3), ("cap", 2.5)],
+)  # fmt: skip
+def test_weights_that_make_no_sense_are_refused(name: str, value: object):
     settings = {"parallel_weight": 0.1, "finish_weight": 0.1, "annealed_by": 0.5, "cap": 4}
-    with pytest.raises(ValueError, match="want weights"):
-        ParlReward(**settings | change)
+    with pytest.raises(ValueError, match=rf"reward\.{name}={value!r}: want"):
+        untyped(ParlReward, **settings | {name: value})

@@ -22,6 +22,8 @@ from moonlit.rl.records import HELD_OUT_ANSWERS
 
 TARGETS = (0.3, 0.4, 0.5, 0.6, 0.7)
 Answer = dict[str, Any]
+NAMES = {"step", "set", "task", "tags", "error", "metrics"}
+"""What is read of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +61,33 @@ def read_runs(folder: Path) -> list[Run]:
 
 
 def read_evaluations(run: Path) -> dict[int, list[Answer]]:
-    """Return a run's held-out answers by step; of one task the last line counts."""
+    """Return a run's held-out answers by step; of one task the last line counts.
+
+    Raises:
+        ValueError: if a line is no answer, naming file and line.
+    """
     answers: dict[tuple[int, str, int], Answer] = {}
     for file in sorted(run.glob(HELD_OUT_ANSWERS.format(rank="*"))):
-        for line in file.read_text(encoding="utf-8").splitlines():
-            one = json.loads(line)
-            answers[one["step"], one["set"], one["task"]] = one
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                one = read_answer(line, f"{file}, line {number}")
+                answers[one["step"], one["set"], one["task"]] = one
     evaluations: dict[int, list[Answer]] = {}
     for (step, _, _), one in sorted(answers.items()):
         if one["error"] is None:
             evaluations.setdefault(step, []).append(one)
     return evaluations
+
+
+def read_answer(line: bytes, place: str) -> Answer:
+    """Read one line."""
+    try:
+        one = json.loads(line.decode())
+    except ValueError as error:  # no UTF-8, or no JSON
+        raise ValueError(f"{place}: no answer of an evaluation: {error}") from error
+    if not isinstance(one, dict) or not set(one) >= NAMES:
+        raise ValueError(f"{place}: no answer of an evaluation: want {', '.join(sorted(NAMES))}")
+    return one
 
 
 def item_f1(answer: Answer) -> float:

@@ -181,7 +181,7 @@ function turns(rollout) {
 }
 
 function childBox(rollout) {
-  const words = ` reward ${number(rollout.reward)}, ended by ${rollout.stop_reason}, ${rollout.turns.length} turns`;
+  const words = ` ended by ${rollout.stop_reason}, ${rollout.turns.length} turns`;
   const failure = rollout.error === null ? null : element("span", { class: "bad" }, ` ${rollout.error}`);
   return element("details", { class: "child" },
     element("summary", {}, element("b", {}, rollout.agent), words, failure), turns(rollout));

@@ -24,18 +24,24 @@ def write_page(run: Path, out: Path, *, max_rollouts: int) -> str:
 
     Raises:
         FileNotFoundError: if there is no such run, or neither a curve nor a rollout in it.
-        ValueError: if a line of its rollouts is no record, naming file and line.
+        ValueError: if a line of its rollouts is no record, naming file and line, unless it is a
+            file's last and was cut off; if no rollout is to be shown.
     """
+    if not isinstance(max_rollouts, int) or isinstance(max_rollouts, bool) or max_rollouts < 1:
+        raise ValueError(f"max_rollouts={max_rollouts!r}: want a whole number, at least 1")
     if not run.is_dir():
         raise FileNotFoundError(f"run={run}: no such folder")
     curves = {name: points for name, points in read_curves(run).items() if points}
-    rollouts, num_left_out = newest(rollouts_of(read_records(run)), max_rollouts)
+    cut: list[str] = []
+    rollouts, num_left_out = newest(rollouts_of(read_records(run, cut=cut)), max_rollouts)
     if not curves and not rollouts:
         raise FileNotFoundError(f"run={run}: neither a curve nor a rollout in it")
     num_roots = sum(rollout["parent"] is None for rollout in rollouts)
     summary = f"{run}: {len(curves)} curves, {num_roots} rollouts"
     if num_left_out:
         summary += f" (the newest; {num_left_out} older ones are left out: max_rollouts)"
+    if cut:
+        summary += f"; left out, as their writing was cut off: {'; '.join(cut)}"
     data = {
         "summary": summary,
         "curves": sorted(curves.items(), key=place_of_curve),
@@ -67,13 +73,16 @@ def rollouts_of(records: Iterable[Record]) -> list[dict[str, Any]]:
 
 
 def newest(rollouts: list[dict[str, Any]], most: int) -> tuple[list[dict[str, Any]], int]:
-    """Keep the last roots and all below them; say how many roots are left out."""
+    """Keep the last roots and all below them; say how many roots are left out.
+
+    Sub-agents whose root was never written to its end are left out too.
+    """
     roots = [rollout["name"] for rollout in rollouts if rollout["parent"] is None]
     kept = set(roots[-most:])
     parents = {rollout["name"]: rollout["parent"] for rollout in rollouts}
 
     def root_of(name: str) -> str:
-        while (parent := parents[name]) is not None:
+        while (parent := parents.get(name)) is not None:
             name = parent
         return name
 

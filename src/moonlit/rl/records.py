@@ -89,7 +89,7 @@ def rollout_records(
         "environment": task.environment,
         "truth": task.answer,
         "answer": trajectory.text,
-        "reward": trajectory.reward,
+        "reward": trajectory.reward if parent is None else None,  # a sub-agent earns none
         "rewards": trajectory.rewards,
         "stop_reason": trajectory.stop_reason,
         "error": trajectory.error,
@@ -158,18 +158,26 @@ def write_json(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", errors=ESCAPES)
 
 
-def read_records(run: Path) -> Iterator[Record]:
+def read_records(run: Path, *, cut: list[str] | None = None) -> Iterator[Record]:
     """Read a run's records, oldest step first.
+
+    Args:
+        run: the run's folder.
+        cut: is told which files' last lines were cut off, as a killed run leaves them: no record
+            comes of those. None: they are refused too.
 
     Raises:
         ValueError: if a line is no record, naming file and line.
     """
     for path in sorted((run / ROLLOUTS).glob("*.jsonl")):
-        with path.open(encoding="utf-8") as lines:
+        with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 try:
-                    record = json.loads(line)
-                except json.JSONDecodeError as error:
+                    record = json.loads(line.decode())
+                except ValueError as error:  # no UTF-8, or no JSON
+                    if cut is not None and not line.endswith(b"\n"):
+                        cut.append(f"{path.name}, line {number}")
+                        continue
                     raise ValueError(f"{path}, line {number}: no record of a rollout") from error
                 if not isinstance(record, dict) or not {"kind", "rollout"} <= set(record):
                     raise ValueError(f"{path}, line {number}: no record of a rollout")

@@ -16,7 +16,7 @@ from moonlit.agents.swarm.faults import FaultRates, Faulty
 from moonlit.agents.swarm.limits import SwarmLimits
 from moonlit.agents.swarm.reward import ParlReward
 from moonlit.agents.swarm.schedule import SubAgentSchedule
-from moonlit.agents.swarm.swarm import SubAgent, Swarm
+from moonlit.agents.swarm.swarm import SubAgent, Swarm, require_sub_agent
 from moonlit.agents.toolbox import Toolbox
 from moonlit.agents.tools import Toolset
 from moonlit.batch import Task, Trajectory
@@ -41,19 +41,25 @@ class SwarmEnvironment:
         faults: of every sub-agent's attempts, on purpose; None: none.
 
     Raises:
-        ValueError: if sub-agents are to hang and no time-out ends them.
+        ValueError: if there are no workers but ``None``, one of them cannot work, or sub-agents are
+            to hang and no time-out ends them.
     """
 
     def __init__(
         self,
         *,
-        workers: Mapping[str, SubAgent | SubAgentSchedule],
+        workers: Mapping[str, SubAgent | SubAgentSchedule] | None,
         toolbox: Toolbox,
         judge: Judge,
         reward: ParlReward,
         limits: SwarmLimits,
         faults: FaultRates | None = None,
     ) -> None:
+        if workers is None:
+            raise ValueError("environment.workers=null: want sub-agents by name; {} for none")
+        for kind, worker in workers.items():
+            if not isinstance(worker, SubAgentSchedule):
+                require_sub_agent(f"environment.workers.{kind}", worker)
         if faults is not None and faults.hang > 0 and limits.timeout_s is None:
             raise ValueError(
                 f"faults.hang={faults.hang}, limits.timeout_s=None: it would never end"

@@ -21,6 +21,20 @@ FAULTS = (OSError, FloatingPointError, ContextOverflowError)
 that does not fit. Whatever else is raised is a fault of ours and no sub-agent's."""
 
 
+FAILURES = (
+    "crash", "timeout", "garbage", "context", "turns", "length", "budget", "cancelled", "other",
+)  # fmt: skip
+"""Kinds of failures: what a task that has no answer was lost to in its last attempt."""
+KIND_OF_ERROR = {
+    "TimeoutError": "timeout",
+    "ContextOverflowError": "context",
+    "garbage": "garbage",
+    "budget": "budget",
+    "cancelled": "cancelled",
+}
+"""By what stands before an error's colon; any other is a crash."""
+
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class Assignment:
     """A task on its way.
@@ -59,6 +73,7 @@ class Assignment:
 
         Raises:
             RunEndingError: if it wants to end the program.
+            TypeError: if it returns no rollout.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -73,6 +88,10 @@ class Assignment:
         except (SystemExit, KeyboardInterrupt) as error:  # asyncio would end the whole loop
             kind = type(worker).__qualname__
             raise RunEndingError(f"sub-agent {self.agent} ({kind}): {told(error)}") from error
+        if not isinstance(done, Trajectory):
+            kind = type(worker).__qualname__
+            raise TypeError(f"sub-agent {self.agent}: {kind}.work returned {done!r:.100}, "
+                            "want a Trajectory")  # fmt: skip
         self.last = done
         if done.error is None and done.stop_reason == "answer" and is_garbage(done.text):
             done.error = "garbage: no word in its answer"
@@ -142,6 +161,15 @@ class Assignment:
         if self.running is not None:
             self.cancelled_for = reason
             self.running.cancel()
+
+
+def failure_of(child: Trajectory) -> str | None:
+    """Return which kind of failure a sub-agent's rollout ended by; None: it answered."""
+    if child.error is not None:
+        return KIND_OF_ERROR.get(child.error.partition(":")[0], "crash")
+    if child.stop_reason == "answer":
+        return None
+    return child.stop_reason if child.stop_reason in FAILURES else "other"
 
 
 def told(error: BaseException) -> str:

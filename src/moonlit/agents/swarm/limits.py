@@ -1,6 +1,17 @@
 """How much of a swarm one rollout may have."""
 
+import math
 from dataclasses import dataclass
+
+LEAST = {
+    "max_agents": 1,
+    "max_assignments": 1,
+    "max_depth": 1,
+    "max_critical_steps": 1,
+    "max_result_chars": 1,
+    "max_retries": 0,
+}
+"""Whole numbers, and what each must be at least."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,11 +40,18 @@ class SwarmLimits:
     timeout_s: float | None = None
 
     def __post_init__(self) -> None:
-        for name, least in {"max_depth": 1, "max_retries": 0, "max_result_chars": 1}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: want at least {least}")
-        if self.timeout_s is not None and self.timeout_s <= 0:
-            raise ValueError(f"timeout_s={self.timeout_s}: want it above 0")
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"limits.{name}={value!r}: want a whole number, at least {least}")
+        timeout_s = self.timeout_s
+        if timeout_s is not None and not (is_number(timeout_s) and timeout_s > 0):
+            raise ValueError(f"limits.timeout_s={timeout_s!r}: want a number above 0, or null")
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from moonlit.agents.swarm.critical_steps import widest_stage
+from moonlit.agents.swarm.limits import is_number
 from moonlit.batch import Trajectory
 
 WORK = "num_useful_calls"
@@ -91,6 +92,9 @@ class ParlReward:
         finish_weight: lambda 2 at the start.
         annealed_by: share of the run after which both are zero.
         cap: sub-agents at once beyond which there is no more to earn.
+
+    Raises:
+        ValueError: if a number is outside its range.
     """
 
     parallel_weight: float
@@ -99,10 +103,18 @@ class ParlReward:
     cap: int
 
     def __post_init__(self) -> None:
-        if min(self.parallel_weight, self.finish_weight) < 0 or not 0 < self.annealed_by <= 1:
+        for name in ("parallel_weight", "finish_weight"):
+            weight = getattr(self, name)
+            if not is_number(weight) or weight < 0:
+                raise ValueError(f"reward.{name}={weight!r}: want weights >= 0, and finite")
+        if not is_number(self.annealed_by) or not 0 < self.annealed_by <= 1:
             raise ValueError(
-                f"parallel_weight={self.parallel_weight}, finish_weight={self.finish_weight}, "
-                f"annealed_by={self.annealed_by}: want weights >= 0 and a share in (0, 1]"
+                f"reward.annealed_by={self.annealed_by!r}: want weights to end by a share in (0, 1]"
+            )
+        if not isinstance(self.cap, int) or isinstance(self.cap, bool) or self.cap < 2:
+            raise ValueError(
+                f"reward.cap={self.cap!r}: want a whole number, at least 2: two sub-agents at "
+                "least make something parallel"
             )
 
     def lambdas(self, progress: float) -> tuple[float, float]:

@@ -6,16 +6,20 @@ Source: technical report (arXiv:2602.02276), Sec. 3; at which steps is NOT STATE
 from collections.abc import Mapping
 
 from moonlit.agents.environment import close
-from moonlit.agents.swarm.swarm import SubAgent
+from moonlit.agents.swarm.swarm import SubAgent, require_sub_agent
 
 
 class Stage:
     """Who serves from an optimizer step on, until another stage begins.
 
     No dataclass: OmegaConf would take one inside a mapping for configuration.
+
+    Raises:
+        ValueError: if the worker is no sub-agent.
     """
 
     def __init__(self, *, from_step: int, worker: SubAgent) -> None:
+        require_sub_agent("stage.worker", worker)
         self.from_step, self.worker = from_step, worker
 
 

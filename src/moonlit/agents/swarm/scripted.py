@@ -7,10 +7,11 @@ import random
 import time
 from collections.abc import Sequence
 
+from moonlit.agents.environment import RunEndingError
 from moonlit.agents.swarm.reward import WORK
 from moonlit.agents.swarm.swarm import Swarm
 from moonlit.agents.toolbox import Toolbox
-from moonlit.agents.tools import tool_message
+from moonlit.agents.tools import Toolset, tool_message
 from moonlit.batch import Span, Task, Trajectory
 from moonlit.chat.messages import Message, ToolCall
 
@@ -51,6 +52,7 @@ class OneCall:
 
         Raises:
             ConnectionError: as often as it is to fail.
+            RunEndingError: if its toolbox does not lend the tool.
         """
         began_s = time.time()
         if random.Random(seed).random() >= self.success_probability:
@@ -59,6 +61,7 @@ class OneCall:
         messages: list[Message] = []
         found: list[str] = []
         async with self.toolbox(task) as tools:
+            self.require_tool(tools)
             for place, form in enumerate(self.values):
                 given = form.replace("{}", named)
                 value = int(given) if given.isascii() and given.isdigit() else given
@@ -80,6 +83,12 @@ class OneCall:
             text=text,
             metrics={WORK: float(len(found))},
         )
+
+    def require_tool(self, tools: Toolset) -> None:
+        """Refuse a toolbox without the tool: no attempt could succeed."""
+        if self.tool not in (names := [tool.name for tool in tools.tools]):
+            there_are = ", ".join(names) or "none"
+            raise RunEndingError(f"OneCall: tool={self.tool!r}: its toolbox lends {there_are}")
 
 
 def named_in(text: str) -> str:

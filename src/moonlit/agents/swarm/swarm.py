@@ -9,12 +9,12 @@ Source: technical report (arXiv:2602.02276), Sec. 3 and App. E.8 (names and argu
 """
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
-from moonlit.agents.swarm.assignment import Assignment, failed
+from moonlit.agents.swarm.assignment import FAILURES, Assignment, failed, failure_of
 from moonlit.agents.swarm.critical_steps import steps_of
 from moonlit.agents.swarm.findings import Conflict, Finding, conflicts, finding_of, is_garbage, told
 from moonlit.agents.swarm.limits import SwarmLimits, Tally
@@ -61,6 +61,17 @@ class SubAgent(Protocol):
             SystemExit, KeyboardInterrupt, RunEndingError: end the run.
         """
         ...
+
+
+def require_sub_agent(key: str, worker: object) -> None:
+    """Refuse what cannot work as a sub-agent.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    if not callable(getattr(worker, "work", None)):
+        told = "null" if worker is None else type(worker).__qualname__
+        raise ValueError(f"{key}={told}: want a sub-agent, which has a method work")
 
 
 class Swarm:
@@ -174,12 +185,11 @@ class Swarm:
 
         Nobody tries again once no step is left.
         """
-        child = failed("nobody tried")
+        child = failed("budget: no critical step is left")
         for retry in range(self.limits.max_retries + 1):
-            below = self.below(assignment, seed + retry)
-            if retry and below.is_spent():
+            if (left := self.steps_left(assignment)) < 1:
                 break
-            assignment.begin(below)
+            assignment.begin(self.below(assignment, seed + retry, max_critical_steps=left))
             child = await assignment.attempt(
                 self.worker_of(assignment.agent),
                 self.task,
@@ -190,14 +200,17 @@ class Swarm:
                 break
         return child
 
-    def below(self, assignment: Assignment, seed: int) -> "Swarm":
-        """Return the swarm of a sub-agent, which may take the steps that are left."""
+    def steps_left(self, assignment: Assignment) -> int:
+        """Critical steps that the next attempt may take."""
         used = self.own_steps + self.stages_steps(but=assignment.called_by)
-        left = max(0, self.limits.max_critical_steps - used - assignment.steps_if_lost)
+        return self.limits.max_critical_steps - used - assignment.steps_if_lost
+
+    def below(self, assignment: Assignment, seed: int, *, max_critical_steps: int) -> "Swarm":
+        """Return the swarm of a sub-agent."""
         return Swarm(
             self.workers,
             self.task,
-            limits=replace(self.limits, max_critical_steps=left),
+            limits=replace(self.limits, max_critical_steps=max_critical_steps),
             num_prompt=len(assignment.prompt),
             seed=seed,
             depth=self.depth + 1,
@@ -302,6 +315,7 @@ class Swarm:
         """Return what happened, for the log."""
         children, num_assigned = self.children, len(self.assignments)
         finished = sum(map(did_work, children))
+        failures = Counter(map(failure_of, children))
         return {
             "agents_created": float(self.tally.num_agents),
             "agents_used": float(len({child.agent for child in children})),
@@ -309,6 +323,7 @@ class Swarm:
             "finish_rate": finished / num_assigned if num_assigned else 0.0,
             "retries": sum(child.metrics["num_retries"] for child in children),
             "conflicts": float(len(self.conflicts)),
+            **{f"failed_{kind}": failures[kind] / max(1, num_assigned) for kind in FAILURES},
         }
 
 
