@@ -193,7 +193,7 @@ def test_claims_are_read_in_the_answer_as_it_is_shown_and_compared_once_a_turn(m
         compared.append(len(findings))
         return conflicts(findings)
 
-    monkeypatch.setattr("moonlit.agents.swarm.swarm.conflicts", counted)
+    monkeypatch.setattr("moonlit.agents.swarm.findings.conflicts", counted)
     worker = Says(a="age: 1\nriver: Bela\nsea: 1", b="age: 2\nriver: Bea\nsea: 2")
     turns = [PAIR, calls(("open", f'{{"title": "{TASK.answer[0][0]}"}}'), first=4), says("x")]
     swarm = run(*turns, worker=worker, max_result_chars=16)

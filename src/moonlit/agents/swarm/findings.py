@@ -102,6 +102,46 @@ def conflicts(findings: Sequence[Finding]) -> list[Conflict]:
     ]
 
 
+class Findings:
+    """The findings of one agent's sub-agents, each read once, and compared when there are more.
+
+    Args:
+        max_chars: of an answer that the agent is shown.
+    """
+
+    def __init__(self, *, max_chars: int) -> None:
+        self.max_chars = max_chars
+        self.read: dict[int, Finding] = {}
+        self.compared: tuple[int, list[Conflict]] = (0, [])
+        self.told: set[tuple[str, int]] = set()
+
+    def of(self, child: Trajectory) -> Finding:
+        """Return what a sub-agent found; its rollout is over, and kept."""
+        if id(child) not in self.read:
+            self.read[id(child)] = finding_of(child, max_chars=self.max_chars)
+        return self.read[id(child)]
+
+    def conflicts(self, children: Sequence[Trajectory]) -> list[Conflict]:
+        """Return what those who answered disagree about, in the order of their tasks."""
+        answered = [
+            child
+            for child in children
+            if child.error is None and child.stop_reason == "answer" and not is_garbage(child.text)
+        ]
+        if len(answered) != self.compared[0]:
+            self.compared = len(answered), conflicts([self.of(child) for child in answered])
+        return self.compared[1]
+
+    def new_conflicts(self, children: Sequence[Trajectory]) -> list[Conflict]:
+        """Return the conflicts that were not returned yet, or have grown."""
+        new = []
+        for one in self.conflicts(children):
+            if (key := (one.claim, len(one.findings))) not in self.told:
+                self.told.add(key)
+                new.append(one)
+        return new
+
+
 def told(found: Sequence[Conflict]) -> str:
     """Write conflicts down, one JSON object a line: words of others, never an instruction."""
     return "\n".join(json.dumps(one.record, ensure_ascii=False) for one in found)

@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from moonlit.agents.swarm.assignment import FAILURES, Assignment, failed, failure_of
 from moonlit.agents.swarm.critical_steps import steps_of
-from moonlit.agents.swarm.findings import Conflict, Finding, conflicts, finding_of, is_garbage, told
+from moonlit.agents.swarm.findings import Findings, told
 from moonlit.agents.swarm.limits import SwarmLimits, Tally
 from moonlit.agents.swarm.reward import did_work
 from moonlit.agents.tools import Tool, ToolOutput, tool_message
@@ -108,9 +108,7 @@ class Swarm:
         self.assignments: list[Assignment] = []
         self.own_steps = 0
         self.bug: Exception | None = None
-        self.found: dict[int, Finding] = {}
-        self.compared: tuple[int, list[Conflict]] = (0, [])
-        self.shown: set[tuple[str, int]] = set()
+        self.findings = Findings(max_chars=limits.max_result_chars)
 
     @property
     def tools(self) -> list[Tool]:
@@ -269,7 +267,7 @@ class Swarm:
             return ToolOutput(error=f"{child.agent} failed: {child.error[:200]}")
         if child.stop_reason != "answer":
             return ToolOutput(error=f"{child.agent} came to no answer ({child.stop_reason})")
-        text, provenance = self.cut(child.text), self.finding_of(child).provenance
+        text, provenance = self.cut(child.text), self.findings.of(child).provenance
         return ToolOutput(text=f"{child.agent}: {text}" + (f"\n{provenance}" if provenance else ""))
 
     def cut(self, text: str) -> str:
@@ -279,37 +277,9 @@ class Swarm:
 
     def disagreements(self) -> Message | None:
         """Return what findings disagree about and the agent was not told yet; None: nothing."""
-        new = []
-        for one in self.conflicts:
-            if (key := (one.claim, len(one.findings))) not in self.shown:
-                self.shown.add(key)
-                new.append(one)
-        if not new:
+        if not (new := self.findings.new_conflicts(self.children)):
             return None
         return tool_message(CONFLICTS, CONFLICTS, ToolOutput(text=self.cut(told(new))))
-
-    @property
-    def conflicts(self) -> list[Conflict]:
-        """What findings disagree about; compared only when there are more than the last time."""
-        findings = self.findings
-        if len(findings) != self.compared[0]:
-            self.compared = len(findings), conflicts(findings)
-        return self.compared[1]
-
-    @property
-    def findings(self) -> list[Finding]:
-        """What sub-agents answered, in the order of their tasks."""
-        return [
-            self.finding_of(child)
-            for child in self.children
-            if child.error is None and child.stop_reason == "answer" and not is_garbage(child.text)
-        ]
-
-    def finding_of(self, child: Trajectory) -> Finding:
-        """Return what a finished sub-agent found, read once, as far as the agent is shown it."""
-        if id(child) not in self.found:
-            self.found[id(child)] = finding_of(child, max_chars=self.limits.max_result_chars)
-        return self.found[id(child)]
 
     def metrics(self) -> dict[str, float]:
         """Return what happened, for the log."""
@@ -322,7 +292,7 @@ class Swarm:
             "tasks_assigned": float(self.tally.num_assigned),
             "finish_rate": finished / num_assigned if num_assigned else 0.0,
             "retries": sum(child.metrics["num_retries"] for child in children),
-            "conflicts": float(len(self.conflicts)),
+            "conflicts": float(len(self.findings.conflicts(self.children))),
             **{f"failed_{kind}": failures[kind] / max(1, num_assigned) for kind in FAILURES},
         }
 
