@@ -63,6 +63,12 @@ STAGES = {
         traces=["source.parallel_fraction=0.9", "source.single_fraction=0.05", "seed=3",
                 "source.script.dead_share=0.67", "source.reassign_fraction=0.45"],
     ),
+    # give rows to agents at random
+    "warmup_unlike": Stage(
+        steps=300, begin="warmup_2",
+        traces=["source.parallel_fraction=0.9", "source.single_fraction=0.05", "seed=4",
+                "source.script.deals_at_random=true"],
+    ),
     "rows_small": Stage(
         steps=120, source="row_traces",
         model=["model.decoder.model_width=32", "model.decoder.dense_width=64"],
@@ -110,6 +116,7 @@ ARMS = {
         experiment="parl_dead_agents", begin="warmup_dead_2",
         overrides=["phase.environment.limits.max_critical_steps=9"],
     ),
+    "unlike_agents": Arm(experiment="parl_unlike_agents", begin="warmup_unlike"),
     "policy_agents": Arm(
         overrides=[f"subagent@{WORKER}=row_policy"],
         ckpts={f"{WORKER}.policy.ckpt": "rows_large"},

@@ -202,6 +202,22 @@ def test_a_trace_with_a_dead_agent_gives_its_rows_to_the_other_one_or_not(number
         assert (done.rewards["wide_table"] == 1.0) is reassigns
 
 
+def test_a_trace_can_deal_rows_to_agents_at_random():
+    """Another way at another task, the same at the same; and the judge counts who was asked."""
+    script, first = TableScript(deals_at_random=True), []
+    for number in range(40):
+        turns = script.parallel(SOURCE(TRAIN, number))
+        assert turns == script.parallel(SOURCE(TRAIN, number))
+        first += [call["agent"] == "w1" for name, call in turns[0] if name == "assign_task"]
+    assert sum(first) == pytest.approx(len(first) / 2, abs=len(first) / 6)
+
+    task = SOURCE(TRAIN, 3)
+    line = asyncio.run(trace(task, script, is_parallel=True, has_swarm=True, reassigns=False))
+    done = rolled_out(line, has_swarm=True, number=3)
+    asked = [call["agent"] for name, call in script.parallel(task)[0] if name == "assign_task"]
+    assert done.metrics["asked_first"] == asked.count("w1") != asked.count("w2")
+
+
 def test_a_row_is_what_a_sub_agent_is_asked_for():
     """Its trace stands in the context of a sub-agent: system prompt, row, the tool alone."""
     rows = TableRows(seed=3)

@@ -70,6 +70,7 @@ def test_the_page_compares_swarm_and_single_agent_without_a_network(tmp_path: Pa
 def losing(step: int, task: int, lost: int, again: int, mended: int) -> dict[str, Any]:
     one = answer(step, task, 0.5, 5.0)
     one["metrics"] |= {"rows_lost": lost, "rows_reassigned": again, "rows_mended": mended}
+    one["metrics"]["asked_first"] = 3.0 + mended
     return one
 
 
@@ -82,7 +83,7 @@ def test_what_became_of_lost_rows_is_told_where_some_were_lost(tmp_path: Path):
         losing(0, 0, 4, 1, 0), losing(20, 0, 1, 1, 1), losing(20, 1, 3, 2, 1),
     )  # fmt: skip
     told = write_comparison(tmp_path, tmp_path / "report.html")
-    assert "| 4 -> 4 | 25% -> 75% | 0% -> 50% |" in told
+    assert "| 4 -> 4 | 25% -> 75% | 0% -> 50% | 50% -> 67% |" in told
     assert told.count("dead at") == 2  # in the table of all arms, and here
 
 

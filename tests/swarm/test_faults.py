@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from data_modules.tasks.wide_facts import WideFacts, answer, open_pages
-from moonlit.agents.swarm.faults import DeadAgents, FaultRates, Faulty
+from moonlit.agents.swarm.faults import DeadAgents, FaultRates, Faulty, UnlikeAgents
 from moonlit.agents.swarm.subagent import PolicySubAgent
 from moonlit.rl.conversation import Conversation
 from moonlit.rl.engines.remote import EngineServerError
@@ -134,3 +134,19 @@ def test_a_dead_agent_loses_all_that_it_is_assigned_and_another_one_does_it():
     for wrong in ({"names": [], "share": 0.5}, {"names": ["w1"], "share": 1.5}):
         with pytest.raises(ValueError, match="a share in"):
             DeadAgents(READER, **wrong)
+
+
+def test_unlike_agents_are_lost_as_often_as_their_names_say():
+    """A retry may come through; who has no name there is never lost."""
+    swarm = run(PARALLEL, says("x"), worker=UnlikeAgents(READER, success={"w1": 0.0}))
+    assert told(swarm)[3] == found(0)
+    assert told(swarm)[4].startswith("Error: w1 failed: ConnectionError: w1 was lost")
+    assert told(swarm)[5] == found(2)
+
+    unlike = UnlikeAgents(READER, success={"w1": 0.3})
+    tried = [
+        run(PARALLEL, says("x"), worker=unlike, seed=seed, max_retries=0) for seed in range(200)
+    ]
+    assert sum(told(one)[4] == found(1) for one in tried) == pytest.approx(60, abs=25)
+    with pytest.raises(ValueError, match="w2"):
+        UnlikeAgents(READER, success={"w1": 1.0, "w2": 1.5})

@@ -38,6 +38,7 @@ ARMS = {
     "faults": "swarm, each fault at 10 %",
     "dead_agents": "17 steps: swarm, one agent dead at 2 of 3 tasks",
     "dead_agents_tight": "swarm, one agent dead at 2 of 3 tasks",
+    "unlike_agents": "swarm, of two agents one is lost at 7 of 10 tasks",
     "policy_agents": "swarm, a checkpoint plays the sub-agents",
     "policy_agents_small_then_large": "swarm, a small checkpoint, then a larger one",
 }
@@ -64,7 +65,7 @@ def write_comparison(folder: Path, out: Path) -> str:
         "Arms: before PARL and after it, held-out tasks": arm_table(arms),
         "Critical steps by the number of rows": size_table(arms),
         "Critical steps to a target item-F1": target_table(arms),
-        "Rows that sub-agents were assigned and lost": lost_table(arms),
+        "Rows that sub-agents were assigned and lost, and who was asked": lost_table(arms),
     }
     plot = draw(arms)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +138,7 @@ def target_table(arms: dict[str, list[Run]]) -> Table:
 
 def lost_table(arms: dict[str, list[Run]]) -> Table:
     """Lay out what became of the rows that sub-agents lost, in the arms that lost some."""
-    rows = [["arm", "rows lost", "assigned again", "filled in the end"]]
+    rows = [["arm", "rows lost", "assigned again", "filled in the end", "tasks given to w1"]]
     for arm, runs in in_order(arms):
         before = fates([answer for run in runs for answer in run.first])
         after = fates(last_answers(runs))
@@ -148,10 +149,13 @@ def lost_table(arms: dict[str, list[Run]]) -> Table:
 
 
 def fates(answers: Sequence[Answer]) -> list[str]:
-    """Count the rows that were lost, and write the shares that were assigned again and filled."""
-    names = ("rows_lost", "rows_reassigned", "rows_mended")
-    lost, *others = (sum(one["metrics"][name] for one in answers) for name in names)
-    return [f"{lost:.0f}", *(f"{other / lost:.0%}" if lost else "" for other in others)]
+    """Count rows that were lost, the share assigned again and filled, and of tasks the first's."""
+    names = ("rows_lost", "rows_reassigned", "rows_mended", "asked_first", "tasks_assigned")
+    lost, again, mended, first, tasks = (
+        sum(one["metrics"].get(name, 0.0) for one in answers) for name in names
+    )
+    parts = ((again, lost), (mended, lost), (first, tasks))
+    return [f"{lost:.0f}", *(f"{part / whole:.0%}" if whole else "" for part, whole in parts)]
 
 
 def said(value: int | None) -> str:
