@@ -45,6 +45,7 @@ class Stage:
     model: Sequence[str] = ()
 
 
+SMALL = ("model.decoder.model_width=32", "model.decoder.dense_width=64")
 STAGES = {
     "warmup_1": Stage(steps=500),
     # learns how many tasks to assign
@@ -69,10 +70,8 @@ STAGES = {
         traces=["source.parallel_fraction=0.9", "source.single_fraction=0.05", "seed=4",
                 "source.script.deals_at_random=true"],
     ),
-    "rows_small": Stage(
-        steps=120, source="row_traces",
-        model=["model.decoder.model_width=32", "model.decoder.dense_width=64"],
-    ),
+    "rows_small": Stage(steps=120, source="row_traces", model=SMALL),
+    "rows_small_longer": Stage(steps=400, source="row_traces", model=SMALL),
     "rows_large": Stage(steps=200, source="row_traces", begin="warmup_1"),
 }  # fmt: skip
 
@@ -121,13 +120,16 @@ ARMS = {
         overrides=[f"subagent@{WORKER}=row_policy"],
         ckpts={f"{WORKER}.policy.ckpt": "rows_large"},
     ),
-    "policy_agents_small_then_large": Arm(
-        overrides=[f"subagent@{WORKER}=row_policy_small_then_large"],
-        ckpts={
-            f"{WORKER}.stages.{size}.worker.policy.ckpt": f"rows_{size}"
-            for size in ("small", "large")
-        },
-    ),
+    **{
+        f"policy_agents_{small}_then_large": Arm(
+            overrides=[f"subagent@{WORKER}=row_policy_small_then_large"],
+            ckpts={
+                f"{WORKER}.stages.small.worker.policy.ckpt": f"rows_{small}",
+                f"{WORKER}.stages.large.worker.policy.ckpt": "rows_large",
+            },
+        )
+        for small in ("small", "small_longer")
+    },
 }  # fmt: skip
 
 

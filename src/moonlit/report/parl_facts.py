@@ -41,6 +41,7 @@ ARMS = {
     "unlike_agents": "swarm, of two agents one is lost at 7 of 10 tasks",
     "policy_agents": "swarm, a checkpoint plays the sub-agents",
     "policy_agents_small_then_large": "swarm, a small checkpoint, then a larger one",
+    "policy_agents_small_longer_then_large": "the same, the small one trained for longer",
 }
 """Arms by the name of their runs' folders; others are shown by that name."""
 PLOTTED = ("swarm", "single", "no_both", "swarm_loose", "no_both_loose")
