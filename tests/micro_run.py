@@ -119,12 +119,13 @@ def fit(
     callbacks: list[Any] | None = None,
     change: Callable[[list[PackedBatch]], list[PackedBatch]] | None = None,
     resume_from: Path | None = None,
+    logger: Any = False,
 ) -> JointPretraining:
     """Train the micro model from seed 0; ``change`` edits the rows of each step."""
     seed_everything(0, verbose=False)
     phase = phase or JointPretraining(**micro_settings())
     trainer = Trainer(
-        accelerator="cpu", devices=1, max_steps=max_steps, logger=False,
+        accelerator="cpu", devices=1, max_steps=max_steps, logger=logger, log_every_n_steps=1,
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks or []),
         enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False, callbacks=callbacks or [], plugins=[AtomicCheckpointIO()],

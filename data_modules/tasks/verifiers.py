@@ -8,6 +8,7 @@ one that wants tools, a container or a runtime to score in is refused by name. T
 ``moonlit.rl.rewards.verifiers.VerifiersJudge``'s.
 """
 
+import functools
 import itertools
 import zlib
 from collections.abc import Mapping
@@ -51,10 +52,7 @@ class VerifiersTasks:
         """Return a task; its truth is what its scorer needs."""
         tasks = self.splits[split == HELD_OUT]
         epoch, place = divmod(number, len(tasks))
-        order = sorted(
-            range(len(tasks)), key=lambda n: zlib.crc32(f"{self.seed}/{epoch}/{n}".encode())
-        )
-        task = tasks[order[place]]
+        task = tasks[order_of(self.seed, epoch, len(tasks))[place]]
         return Task(
             prompt=messages_of(task),
             domain="reasoning",
@@ -66,6 +64,12 @@ class VerifiersTasks:
             },
             tags={"name": self.name},
         )
+
+
+@functools.lru_cache(maxsize=4)
+def order_of(seed: int, epoch: int, num_tasks: int) -> list[int]:
+    """Return the order of an epoch: a permutation."""
+    return sorted(range(num_tasks), key=lambda n: zlib.crc32(f"{seed}/{epoch}/{n}".encode()))
 
 
 def messages_of(task: Any) -> list[Message]:

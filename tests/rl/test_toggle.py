@@ -47,8 +47,12 @@ def test_budgets_are_a_percentile_of_correct_lengths_by_kind_and_stay():
 def test_ranks_measure_together():
     """Catches: budgets of their own on every rank, of which a checkpoint keeps the first's only."""
     toggle = Toggle(**SETTINGS)
-    toggle.apply([group((1.0, 2))], lambda mine: [mine, {"counting": [10], "ocr": [7]}])
+    other = Toggle(**SETTINGS)
+    other.apply([group((1.0, 10), (0.0, 99)), group((1.0, 7), kind="ocr")])
+    toggle.apply([group((1.0, 2))], lambda mine: [mine, other.last])
     assert toggle.budgets == {"counting": 6.0, "ocr": 7.0}
+    assert (toggle.last.num_groups, toggle.last.num_answers) == (3, 4)
+    assert toggle.last.correct_lengths == {"counting": [2, 10], "ocr": [7]}
 
 
 def test_phases_alternate_and_only_the_first_constrains():
@@ -57,10 +61,10 @@ def test_phases_alternate_and_only_the_first_constrains():
     kept = []
     for _ in range(8):
         some = group((1.0, 4), (1.0, 5))
-        told = toggle.apply([some])
-        kept.append((told["toggle/phase"], rewards(some)))
+        toggle.apply([some])
+        kept.append((toggle.last.is_budget_phase, rewards(some)))
 
-    budget, scaling = (0.0, [1.0, 0.0]), (1.0, [1.0, 1.0])
+    budget, scaling = (True, [1.0, 0.0]), (False, [1.0, 1.0])
     assert kept == [budget, budget, scaling, scaling] * 2
 
 
@@ -69,12 +73,12 @@ def test_a_group_below_lambda_is_left_alone():
     toggle.apply([group((1.0, 4))])
     weak, strong = group((1.0, 9), (0.0, 9), (0.0, 9)), group((1.0, 9), (0.0, 9))
 
-    told = toggle.apply([weak, strong])
+    toggle.apply([weak, strong])
 
     assert rewards(weak) == [1.0, 0.0, 0.0]
     assert rewards(strong) == [0.0, 0.0]
-    assert told["toggle/constrained_groups"] == 0.5
-    assert told["toggle/over_budget"] == 1.0
+    assert (toggle.last.num_constrained, toggle.last.num_groups) == (1, 2)
+    assert toggle.last.num_over_budget == toggle.last.num_answers == 5
 
 
 def test_a_kind_without_a_correct_answer_is_never_constrained():
@@ -106,6 +110,8 @@ def test_a_resume_keeps_iteration_budgets_and_half_measured_lengths():
     again = Toggle(**settings)
     again.load_state_dict(after.state_dict())
     assert (again.iteration, again.budgets, again.is_budget_phase) == (2, {"counting": 4.0}, True)
+    again.apply([group((1.0, 3))])
+    assert again.last.saved_tokens == [1.0]
 
 
 @pytest.mark.parametrize(

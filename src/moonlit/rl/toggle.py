@@ -19,13 +19,40 @@ What the report leaves open, and we chose:
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from moonlit.batch import Group, Task, Trajectory
 from moonlit.rl.length_rules import OverRanks, alone
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """What an iteration's judged answers were like, before a reward was taken."""
+
+    is_budget_phase: bool
+    num_groups: int = 0
+    num_constrained: int = 0
+    """Groups that were held to their budget."""
+    num_over_budget: int = 0
+    """Answers longer than their budget, constrained or not."""
+    rewards: list[float] = field(default_factory=list)
+    """What was verified, of each answer."""
+    correct_lengths: dict[str, list[int]] = field(default_factory=dict)
+    """Of the correct answers, by kind [tokens]."""
+    saved_tokens: list[float] = field(default_factory=list)
+    """Of each correct answer: how much shorter it is than its kind's were at the start [tokens]."""
+    budgets: dict[str, list[float]] = field(default_factory=dict)
+    """Of each answer whose kind has one, by domain [tokens]."""
+
+    @property
+    def num_answers(self) -> int:
+        """Answers that were judged."""
+        return len(self.rewards)
 
 
 class Toggle:
@@ -62,6 +89,8 @@ class Toggle:
         self.iteration = 0
         self.lengths: dict[str, list[int]] = defaultdict(list)
         self.budgets: dict[str, float] = {}
+        self.start_tokens: dict[str, float] = {}
+        self.last: Outcome | None = None
 
     @property
     def is_estimating(self) -> bool:
@@ -77,44 +106,46 @@ class Toggle:
         )
 
     def apply(self, groups: Sequence[Group], over_ranks: OverRanks = alone) -> dict[str, float]:
-        """Rewrite the rewards of an iteration; return what is worth logging.
+        """Rewrite the rewards of an iteration, and keep in ``last`` what it was like.
 
-        All ranks measure together, so all have the same budgets.
+        All ranks measure together, so all have the same budgets. The callback ``toggle_budget``
+        logs it.
         """
+        seen = self.look(groups)
+        if self.is_budget_phase:
+            seen.num_constrained = sum(map(self.constrain, groups))
+        self.last = together(over_ranks(seen))
         if self.is_estimating:
-            self.measure(over_ranks(correct_lengths(groups)))
-        before = [one.verified_reward for one in sound(groups)]
-        correct = [one.num_tokens for one in sound(groups) if one.is_correct]
-        over = num_constrained = 0
-        for group in groups:
-            over += sum(self.is_over(group, one) for one in sound([group]))
-            if self.is_budget_phase:
-                num_constrained += self.constrain(group)
-        told = {
-            "toggle/phase": 0.0 if self.is_budget_phase else 1.0,
-            "toggle/constrained_groups": num_constrained / max(1, len(groups)),
-            "toggle/over_budget": over / max(1, len(before)),
-            "toggle/correct_tokens": mean(correct),
-            f"toggle/reward_{'budget' if self.is_budget_phase else 'scaling'}_phase": mean(before),
-            **{f"toggle/budget_{kind}": budget for kind, budget in self.budgets.items()},
-        }
+            for kind, some in self.last.correct_lengths.items():
+                self.lengths[kind] += some
         self.iteration += 1
         if not self.is_estimating and not self.budgets:
             self.settle()
-        return {name: value for name, value in told.items() if np.isfinite(value)}
+        return {}
 
-    def measure(self, lengths_of_ranks: Sequence[Mapping[str, Sequence[int]]]) -> None:
-        """Keep lengths of correct answers, by kind."""
-        for lengths in lengths_of_ranks:
-            for kind, some in lengths.items():
-                self.lengths[kind] += some
+    def look(self, groups: Sequence[Group]) -> Outcome:
+        """Measure this rank's answers, before a reward is taken."""
+        seen = Outcome(is_budget_phase=self.is_budget_phase, num_groups=len(groups))
+        for group in groups:
+            kind, some = kind_of(group.task), sound([group])
+            correct = [one.num_tokens for one in some if one.is_correct]
+            seen.rewards += [one.verified_reward for one in some]
+            seen.num_over_budget += sum(self.is_over(group, one) for one in some)
+            seen.correct_lengths[kind] = seen.correct_lengths.get(kind, []) + correct
+            if kind in self.start_tokens:
+                seen.saved_tokens += [self.start_tokens[kind] - length for length in correct]
+            if kind in self.budgets:
+                of_domain = seen.budgets.setdefault(group.task.domain, [])
+                of_domain += [self.budgets[kind]] * len(some)
+        return seen
 
     def constrain(self, group: Group) -> bool:
         """Take the reward of answers over the budget; say whether the group was constrained."""
         some = sound([group])
-        accuracy = mean([one.verified_reward for one in some])
         budget = self.budgets.get(kind_of(group.task))
-        if budget is None or not some or accuracy < self.min_accuracy:
+        if budget is None or not some:
+            return False
+        if fmean(one.verified_reward for one in some) < self.min_accuracy:
             return False
         for one in some:
             if one.num_tokens > budget:
@@ -127,24 +158,25 @@ class Toggle:
 
     def settle(self) -> None:
         """Fix the budgets for the rest of the run."""
-        self.budgets = {
-            kind: float(np.percentile(lengths, self.percentile))
-            for kind, lengths in self.lengths.items()
-            if lengths
-        }
+        measured = {kind: lengths for kind, lengths in self.lengths.items() if lengths}
+        for kind, lengths in measured.items():
+            self.budgets[kind] = float(np.percentile(lengths, self.percentile))
+            self.start_tokens[kind] = fmean(lengths)
         self.lengths.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the iteration, the budgets, and the lengths measured so far."""
+        """Return the iteration, what was measured at the start, and the lengths so far."""
         return {
             "iteration": self.iteration,
             "budgets": dict(self.budgets),
+            "start_tokens": dict(self.start_tokens),
             "lengths": {kind: list(some) for kind, some in self.lengths.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the same budgets."""
         self.iteration, self.budgets = state["iteration"], dict(state["budgets"])
+        self.start_tokens = dict(state["start_tokens"])
         self.lengths = defaultdict(list, {k: list(v) for k, v in state["lengths"].items()})
 
 
@@ -153,19 +185,22 @@ def kind_of(task: Task) -> str:
     return "_".join([task.environment, *filter(None, [task.tags.get("difficulty")])])
 
 
-def correct_lengths(groups: Sequence[Group]) -> dict[str, list[int]]:
-    """Return the lengths of correct answers, by kind of task."""
-    lengths: dict[str, list[int]] = defaultdict(list)
-    for group in groups:
-        lengths[kind_of(group.task)] += [one.num_tokens for one in sound([group]) if one.is_correct]
-    return dict(lengths)
-
-
 def sound(groups: Sequence[Group]) -> list[Trajectory]:
     """Return the rollouts that were judged."""
     return [one for group in groups for one in group.trajectories if one.error is None]
 
 
-def mean(values: Sequence[int] | Sequence[float]) -> float:
-    """Return the mean; nan of nothing."""
-    return sum(values) / len(values) if values else float("nan")
+def together(outcomes: Sequence[Outcome]) -> Outcome:
+    """Return what the answers of all ranks were like."""
+    first, *others = outcomes
+    for one in others:
+        first.num_groups += one.num_groups
+        first.num_constrained += one.num_constrained
+        first.num_over_budget += one.num_over_budget
+        first.rewards += one.rewards
+        first.saved_tokens += one.saved_tokens
+        for kind, lengths in one.correct_lengths.items():
+            first.correct_lengths[kind] = first.correct_lengths.get(kind, []) + lengths
+        for domain, budgets in one.budgets.items():
+            first.budgets[domain] = first.budgets.get(domain, []) + budgets
+    return first
