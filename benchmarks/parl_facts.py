@@ -19,6 +19,7 @@ from time import monotonic
 from hydra import compose, initialize_config_dir
 
 from moonlit import cli
+from moonlit.report.parl_facts import FAULTS
 
 QUESTION = "Does PARL learn? Trains the arms of experiment=parl_facts."
 LAST = "checkpoints/last.ckpt"
@@ -94,6 +95,7 @@ class Arm:
 
 
 WORKER, REWARD = "phase.environment.workers.worker", "phase.environment.reward"
+FAULT_RATES = "phase.environment.faults"
 NO_SWARM = f"~{WORKER}"
 NO_PARALLEL, NO_FINISH = f"{REWARD}.parallel_weight=0", f"{REWARD}.finish_weight=0"
 REWARDS = {
@@ -110,6 +112,13 @@ ARMS = {
     "single_tight": Arm(overrides=[NO_SWARM]),
     **{f"{arm}_loose": Arm(overrides=[*rewards, *LOOSE]) for arm, rewards in REWARDS.items()},
     "faults": Arm(experiment="parl_faults"),
+    **{
+        f"faults_{fault}": Arm(
+            experiment="parl_faults",
+            overrides=[f"{FAULT_RATES}.{other}=0" for other in FAULTS if other != fault],
+        )
+        for fault in FAULTS
+    },
     "dead_agents": Arm(experiment="parl_dead_agents", begin="warmup_dead_2"),
     "dead_agents_tight": Arm(
         experiment="parl_dead_agents", begin="warmup_dead_2",

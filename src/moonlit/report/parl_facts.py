@@ -24,6 +24,7 @@ from moonlit.report.arms import (
 )
 from moonlit.report.charts import Line, chart, figure
 
+FAULTS = ("crash", "hang", "loop", "overflow", "garbage")
 ARMS = {
     "swarm": "swarm, both rewards annealed",
     "single": "single agent, as many steps as it needs",
@@ -35,9 +36,10 @@ ARMS = {
     "no_parallel_loose": "17 steps: swarm, lambda 1 = 0",
     "no_finish_loose": "17 steps: swarm, lambda 2 = 0",
     "no_both_loose": "17 steps: swarm, lambda 1 = lambda 2 = 0",
-    "faults": "swarm, each fault at 10 %",
+    "faults": "swarm, all five faults at 10 % each",
     "dead_agents": "17 steps: swarm, one agent dead at 2 of 3 tasks",
     "dead_agents_tight": "swarm, one agent dead at 2 of 3 tasks",
+    **{f"faults_{fault}": f"swarm, {fault} at 10 %" for fault in FAULTS},
     "unlike_agents": "swarm, of two agents one is lost at 7 of 10 tasks",
     "policy_agents": "swarm, a checkpoint plays the sub-agents",
     "policy_agents_small_then_large": "swarm, a small checkpoint, then a larger one",
@@ -151,11 +153,17 @@ def lost_table(arms: dict[str, list[Run]]) -> Table:
 
 def fates(answers: Sequence[Answer]) -> list[str]:
     """Count rows that were lost, the share assigned again and filled, and of tasks the first's."""
-    names = ("rows_lost", "rows_reassigned", "rows_mended", "asked_first", "tasks_assigned")
-    lost, again, mended, first, tasks = (
-        sum(one["metrics"].get(name, 0.0) for one in answers) for name in names
-    )
-    parts = ((again, lost), (mended, lost), (first, tasks))
+
+    def total(name: str, some: Sequence[Answer] = answers) -> float:
+        return sum(one["metrics"][name] for one in some)
+
+    lost = total("rows_lost")
+    asked = [one for one in answers if "asked_first" in one["metrics"]]  # older runs do not tell
+    parts = [
+        (total("rows_reassigned"), lost),
+        (total("rows_mended"), lost),
+        (total("asked_first", asked), total("tasks_assigned", asked)),
+    ]
     return [f"{lost:.0f}", *(f"{part / whole:.0%}" if whole else "" for part, whole in parts)]
 
 
