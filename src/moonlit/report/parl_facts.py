@@ -155,7 +155,7 @@ def fates(answers: Sequence[Answer]) -> list[str]:
     """Count rows that were lost, the share assigned again and filled, and of tasks the first's."""
 
     def total(name: str, some: Sequence[Answer] = answers) -> float:
-        return sum(one["metrics"][name] for one in some)
+        return float(sum(one["metrics"][name] for one in some))
 
     lost = total("rows_lost")
     asked = [one for one in answers if "asked_first" in one["metrics"]]  # older runs do not tell
