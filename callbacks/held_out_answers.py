@@ -12,9 +12,9 @@ from moonlit.rl.records import HELD_OUT_ANSWERS
 class HeldOutAnswers(Callback):
     """Appends the answers of every evaluation to ``held_out_answers.jsonl``.
 
-    A line has the step, the set, the task's tags, and the answer's reward, parts and metrics. Each
-    rank writes a file of its own. A resumed run writes the evaluations it makes again once more: of
-    one step and task the last line counts.
+    A line has the step, the set, the task's number in it and tags, and the answer's reward, parts
+    and metrics. Each rank writes a file of its own. A resumed run writes the evaluations it makes
+    again once more: of one step and task the last line counts.
 
     Args:
         run_dir: the run's folder.
@@ -32,11 +32,11 @@ class HeldOutAnswers(Callback):
         self.run.mkdir(parents=True, exist_ok=True)
         name = HELD_OUT_ANSWERS.format(rank=f"_rank_{rank}" if rank else "")
         with (self.run / name).open("a", encoding="utf-8") as file:
-            for number, one in enumerate(answers):
+            for one in answers:
                 record = {
                     "step": trainer.global_step,
                     "set": one.name,
-                    "task": number * trainer.world_size + rank,
+                    "task": one.number,
                     "tags": one.task.tags,
                     "reward": one.trajectory.reward,
                     "rewards": one.trajectory.rewards,

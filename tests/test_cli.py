@@ -47,6 +47,9 @@ def test_help_explains_keys_and_names_every_choice_in_a_line(tmp_path: Path):
         ("seed", "seed: want KEY=VALUE"),
         ("init_from=missing.ckpt", "init_from=missing.ckpt"),
         ("phase.trains=[decoder]", "phase.trains"),
+        ("data.mine=1", "data.mine: no such key; there are"),
+        ("data.mine=1", "(+data.mine=... adds one)"),
+        ("seed=-1", "seed=-1: want at least 0"),
     ],
 )
 def test_a_bad_override_is_named_and_exits_non_zero(override: str, named: str, tmp_path: Path):
@@ -55,6 +58,20 @@ def test_a_bad_override_is_named_and_exits_non_zero(override: str, named: str, t
     assert named in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()  # a run that never began leaves nothing
+
+
+def test_a_count_that_is_none_is_named(tmp_path: Path):
+    words = ["phase=visual_rl", "phase.rollouts.group_size=eight", f"run_dir={tmp_path}/run"]
+    done = moonlit("train", *words, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "phase.rollouts.group_size='eight': want a whole number of at least 2" in done.stderr
+
+
+def test_a_run_folder_that_cannot_be_made_is_said(tmp_path: Path):
+    done = moonlit("train", "debug=one_step", "run_dir=/proc/mine", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "the run's folder cannot be made: " in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_info_counts_the_largest_model(tmp_path: Path):

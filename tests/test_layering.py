@@ -21,7 +21,8 @@ FORBIDDEN = {  # folder -> packages it may not import
     "callbacks": {"data_modules", "moonlit.models", "moonlit.phases", "hydra", "omegaconf"},
 }
 COMPOSITION_ROOTS = {
-    ROOT / f"src/moonlit/{name}.py" for name in ("train", "submit", "cli", "refusal", "help")
+    ROOT / f"src/moonlit/{name}.py"
+    for name in ("train", "submit", "cli", "parts", "refusal", "help")
 }
 
 

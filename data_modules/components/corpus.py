@@ -191,7 +191,7 @@ def join_index(folder: Path, rows: Sequence[np.ndarray]) -> None:
         ValueError: if the source has no document at all.
     """
     if not sum(map(len, rows)):
-        raise ValueError(f"source {folder.name!r} made no document")
+        raise ValueError(f"source {folder.name!r} made no document: is what it reads empty?")
     parts = sorted(folder.glob(f"*.{LITDATA_INDEX}"), key=lambda path: int(path.name.split(".")[0]))
     indices = [json.loads(path.read_text()) for path in parts]
     (folder / LITDATA_INDEX).write_text(json.dumps(joined(indices), sort_keys=True))

@@ -9,12 +9,12 @@ from typing import Any
 
 import hydra
 from hydra.errors import HydraException, InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from moonlit.help import help_text
+from moonlit.parts import made
 from moonlit.refusal import said_plainly
 
 COMMANDS = {
@@ -58,6 +58,10 @@ def main() -> None:
         hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)(command)()
     except HydraException as error:
         fail(said_plainly(error))
+    except OSError as error:  # the command's own are told by with_clear_errors
+        fail(f"the run's folder cannot be made: {error}")
+    except KeyboardInterrupt:
+        fail("interrupted", status=130)
 
 
 def quoted_words(override: str) -> str:
@@ -133,11 +137,11 @@ def train(cfg: DictConfig) -> None:
 def prepare(cfg: DictConfig) -> None:
     """Make the corpus of a data group, or the files of a source; or report on a plan."""
     if not cfg.report:
-        instantiate(cfg.source if "source" in cfg else cfg.data).prepare_data()
+        made(cfg.source if "source" in cfg else cfg.data).prepare_data()
         return
     if "corpora" not in cfg.data._target_:
         raise ValueError("report=true counts what a plan of data=corpora holds: add data=corpora")
-    counts, longest = instantiate(cfg.data).report()
+    counts, longest = made(cfg.data).report()
     console = Console(markup=False)
     for table in counts.tables():
         console.print(table)
@@ -151,7 +155,7 @@ def info(cfg: DictConfig) -> None:
     from moonlit.commands.info import cost_tables
 
     with torch.device("meta"):
-        model = instantiate(cfg.model)()
+        model = made(cfg.model)()
     Console(markup=False).print(cost_tables(model, seq_len=cfg.seq_len))
 
 
@@ -169,7 +173,7 @@ def eval(cfg: DictConfig) -> None:
     from moonlit.commands.evaluation import evaluate_checkpoint
 
     settings = settings_of(cfg)
-    evaluate_checkpoint(instantiate(cfg.data), instantiate(cfg.judge), settings)
+    evaluate_checkpoint(made(cfg.data), made(cfg.judge), settings)
 
 
 def rejection_sampling(cfg: DictConfig) -> None:
@@ -178,7 +182,7 @@ def rejection_sampling(cfg: DictConfig) -> None:
     from moonlit.commands.rejection_set import make_set
 
     settings = settings_of(cfg)
-    make_set(instantiate(cfg.data), instantiate(cfg.judge), settings)
+    make_set(made(cfg.data), made(cfg.judge), settings)
 
 
 def report(cfg: DictConfig) -> None:
@@ -212,7 +216,7 @@ def serve(cfg: DictConfig) -> None:
     """Serve an engine until a signal ends it."""
     from moonlit.commands.engine_server import serve_engine
 
-    serve_engine(instantiate(cfg.model), settings_of(cfg))
+    serve_engine(made(cfg.model), settings_of(cfg))
 
 
 def submit(words: list[str]) -> None:

@@ -17,7 +17,8 @@ def said_plainly(error: HydraException) -> str:
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key:
         prefix, dot, _ = str(cause.full_key).rpartition(".")
         known = [f"{prefix}{dot}{key}" for key in keys_of(cause.parent_node)]
-        return f"{cause.full_key}: no such key; {proposal(cause.full_key, known)}"
+        hint = f"+{cause.full_key}=... adds one"
+        return f"{cause.full_key}: no such key; {proposal(cause.full_key, known)} ({hint})"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: want KEY=VALUE ({str(error).splitlines()[0]})"
     return str(error)

@@ -249,9 +249,8 @@ def check_layout(cfg: DictConfig, site: Site) -> None:
     sizes = cfg.strategy if "pp_size" in cfg.strategy else None
     if sizes is None:
         return
-    from hydra.utils import instantiate
-
     from moonlit.distributed.mesh import MeshSizes  # torch: only where it is needed
+    from moonlit.parts import made
 
     MeshSizes.for_world(
         world,
@@ -259,7 +258,7 @@ def check_layout(cfg: DictConfig, site: Site) -> None:
         dp_replicate=sizes.dp_replicate_size,
         dp_shard=sizes.dp_shard_size,
         ep=sizes.ep_size,
-    ).check_model(instantiate(cfg.model.decoder))
+    ).check_model(made(cfg.model.decoder))
 
 
 def print_job(job: Job, after: Sequence[str]) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -24,6 +23,7 @@ from moonlit.chat.tokenizer import Tokenizer
 from moonlit.distributed.dep import DEPStrategy
 from moonlit.distributed.initial_model import InitialModel
 from moonlit.distributed.launcher import STOPPED
+from moonlit.parts import made
 from moonlit.phases.base import PhaseModule
 from moonlit.phases.joint_pretraining import JointPretraining
 from moonlit.results import held_out_table, next_commands
@@ -63,6 +63,8 @@ def train(cfg: DictConfig) -> None:
         FileNotFoundError: for a missing ``init_from`` or ``resume_from``.
     """
     quieten()
+    if cfg.seed < 0:
+        raise ValueError(f"seed={cfg.seed}: want at least 0")
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     folder = RunFolder(Path(cfg.run_dir))
     cfg.resume_from = where_to_go_on(cfg, folder)
@@ -103,11 +105,22 @@ def where_to_go_on(cfg: DictConfig, folder: RunFolder) -> str | None:
     """
     if cfg.resume_from is None:
         folder.require_unused()
+    if cfg.resume_from is not None and cfg.resume_from != AUTO:
+        say_what_changed(cfg)
     if cfg.resume_from != AUTO:
         return cfg.resume_from
     folder.require_same(configuration_of(cfg))
     newest = folder.newest_whole(warn_once)
     return None if newest is None else str(newest)
+
+
+def say_what_changed(cfg: DictConfig) -> None:
+    """Say in what a run that goes on from a checkpoint differs from the one that wrote it."""
+    if cfg.init_from is not None:
+        warn_once(f"init_from={cfg.init_from} is not read: all comes from {cfg.resume_from}")
+    folder = RunFolder(Path(cfg.resume_from).parent.parent)
+    for change in folder.changes(configuration_of(cfg)):
+        warn_once(f"{cfg.resume_from}: {change}")
 
 
 def warn_once(text: str) -> None:
@@ -167,6 +180,7 @@ def save_metrics(metrics: dict[str, float], path: Path) -> None:
 def quieten() -> None:
     """Leave Lightning's warnings, drop its tips and a deprecation it has yet to mend itself."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.formatwarning = lambda message, category, *_: f"{category.__name__}: {message}\n"
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
     # What a phase logs is summed over ranks before it is logged.
     warnings.filterwarnings("ignore", message="It is recommended to use .*sync_dist=True")
@@ -182,22 +196,22 @@ def build(cfg: DictConfig) -> Run:
     for key in ("init_from", "resume_from"):
         if cfg[key] is not None and not Path(cfg[key]).exists():
             raise FileNotFoundError(f"{key}={cfg[key]}: no such checkpoint")
-    callbacks = instantiate(cfg.callbacks)
-    build_model = instantiate(cfg.model)
+    callbacks = made(cfg.callbacks)
+    build_model = made(cfg.model)
     check_vocabulary(cfg.tokenizer, build_model.keywords["decoder"])
     with torch.device("meta"):  # what cannot be built is refused before the corpus is made
         build_model()
-    optim = instantiate(cfg.optim)
-    trainer = instantiate(
+    optim = made(cfg.optim)
+    trainer = made(
         cfg.trainer,
-        strategy=instantiate(cfg.strategy),
+        strategy=made(cfg.strategy),
         callbacks=list(callbacks.values()),
     )
-    phase = instantiate(
+    phase = made(
         cfg.phase,
         build_model=InitialModel(build_model, cfg.init_from),
-        build_optimizer=optim.optimizer,
-        schedule=optim.schedule,
+        build_optimizer=optim["optimizer"],
+        schedule=optim["schedule"],
     )
     if isinstance(trainer.strategy, DEPStrategy):
         trainer.strategy.check_layout(
@@ -205,7 +219,7 @@ def build(cfg: DictConfig) -> Run:
         )
     return Run(
         phase=phase,
-        data=instantiate(cfg.data),
+        data=made(cfg.data),
         trainer=trainer,
         callbacks=dict(callbacks),
     )

@@ -1,5 +1,6 @@
 """Every experiment in conf/ composes, resolves, and can be built."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,10 +8,10 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from moonlit.agents.swarm.subagent import PolicySubAgent
+from moonlit.parts import made
 from moonlit.train import build, resume_command
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -176,7 +177,7 @@ def test_a_judges_endpoint_without_a_key_is_refused(
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_is_built_on_the_meta_device(model: str):
     with torch.device("meta"):
-        built = instantiate(compose_run(f"model={model}").model)()
+        built = made(compose_run(f"model={model}").model)()
     assert all(p.is_meta for p in built.parameters())
 
 
@@ -198,7 +199,7 @@ def test_option_files_stay_short(path: Path):
 def test_an_unknown_key_is_refused():
     cfg = compose_run("+data.batchsize=3")
     with pytest.raises(Exception, match="batchsize"):
-        instantiate(cfg.data)
+        made(cfg.data)
 
 
 @pytest.mark.parametrize(
@@ -250,5 +251,15 @@ def test_a_stopped_run_goes_on_with_its_own_words(monkeypatch: pytest.MonkeyPatc
 def test_one_step_is_long_enough_for_every_schedule(phase: str):
     """Catches: a warm-up or a decay in steps, which a run of one step has no room for."""
     cfg = compose_run(f"phase={phase}", "debug=one_step")
-    schedule = instantiate(cfg.optim).schedule
+    schedule = made(cfg.optim)["schedule"]
     assert schedule(0, cfg.trainer.max_steps) == pytest.approx(1.0, abs=0.9)
+
+
+def test_what_conf_says_is_handed_on_as_plain_containers(monkeypatch: pytest.MonkeyPatch):
+    """Catches: a request to a judge that no JSON encoder takes."""
+    monkeypatch.setenv("JUDGE_API_KEY", "a key")
+    where = ["base_url=http://127.0.0.1:9/v1", "model=m", "body={response_format: {type: text}}"]
+    words = [f"phase.group_judge.model.{word}" for word in where]
+    cfg = compose_run("phase=joint_rl", "judge@phase.group_judge=endpoint", *words)
+    endpoint = made(cfg.phase.group_judge.model)
+    assert json.loads(json.dumps(endpoint.body))["response_format"] == {"type": "text"}

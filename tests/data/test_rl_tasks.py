@@ -1,8 +1,11 @@
 """Tasks by number: pure, split, mixed as asked."""
 
 from collections import Counter
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
+from lightning import Trainer
 
 from data_modules.rl_tasks import RLTasks
 from data_modules.tasks.arithmetic import Arithmetic
@@ -45,6 +48,22 @@ def test_a_task_is_a_function_of_its_number(name: str):
     assert other is not one
 
 
+def test_tasks_come_from_the_split_and_the_number_that_is_asked_for():
+    data = tasks(held_out=["downloads", "sums"])
+
+    def written(name: str, split: str, *numbers: int) -> list[str]:
+        return [words(SOURCES[name](split, n)) for n in numbers]
+
+    held = data.tasks("chain", 2, held_out=True, first=3)
+    trained = data.tasks("chain", 2, held_out=False, first=3)
+    assert [words(task) for task in held] == written("chain", HELD_OUT, 3, 4)
+    assert [words(task) for task in trained] == written("chain", TRAIN, 3, 4)
+    assert not {*written("chain", HELD_OUT, *range(9))} & {*written("chain", TRAIN, *range(9))}
+    shown = [words(task) for task in data.sample_tasks(4)]
+    assert shown[::2] == written("downloads", HELD_OUT, 0, 1)
+    assert shown[1::2] == written("sums", HELD_OUT, 0, 1)
+
+
 def test_sums_that_are_held_out_are_never_trained_on():
     def seen(split: str) -> set:
         plain = Arithmetic(seed=0, largest=6, picture_fraction=0.0, picture_side=56)
@@ -72,12 +91,16 @@ def test_weights_are_the_shares_of_tasks():
     assert drawn["counting"] + drawn["exact"] == 160
 
 
-def test_held_out_tasks_come_once_over_the_ranks(monkeypatch: pytest.MonkeyPatch):
-    data = tasks(held_out=["downloads"])
-    (loader,) = data.val_dataloader()
-    assert [words(task) for task in next(iter(loader))] == [
-        words(SOURCES["downloads"](HELD_OUT, n)) for n in range(4)
-    ]
+@pytest.mark.parametrize("num_ranks", [1, 3])
+def test_held_out_tasks_come_once_over_the_ranks(num_ranks: int):
+    data, seen = tasks(held_out=["downloads"]), {}
+    for rank in range(num_ranks):
+        strategy = SimpleNamespace(data_parallel_rank=rank, data_parallel_size=num_ranks)
+        data.trainer = Mock(Trainer, strategy=strategy)
+        (loader,) = data.val_dataloader()
+        mine = [words(task) for task in next(iter(loader))]
+        seen |= dict(zip(range(rank, 4, num_ranks), mine, strict=True))
+    assert seen == {n: words(SOURCES["downloads"](HELD_OUT, n)) for n in range(4)}
 
 
 @pytest.mark.parametrize(

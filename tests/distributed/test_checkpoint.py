@@ -194,6 +194,16 @@ def test_another_vocabulary_is_said_in_words(tmp_path: Path):
         load_weights(TinyNetwork(vocabulary=9), tmp_path / "last.ckpt")
 
 
+def test_another_width_is_no_other_vocabulary(tmp_path: Path):
+    wider = TinyNetwork(vocabulary=7)
+    name, table = next((n, p) for n, p in wider.named_parameters() if p.shape[0] == 7)
+    wider.get_parameter(name).data = table.new_zeros(7, table.shape[1] + 1)
+    save_phase_of(wider, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match="does not fit the model") as caught:
+        load_weights(TinyNetwork(vocabulary=7), tmp_path / "last.ckpt")
+    assert "tokenizers" not in str(caught.value)
+
+
 def test_a_model_is_rebuilt_from_its_checkpoint(tmp_path: Path):
     decoder = DecoderShape(
         vocab_size=300,

@@ -2,7 +2,9 @@ import math
 
 import torch
 
+from moonlit.batch import Segment, Trajectory
 from moonlit.phases.held_out import HeldOut, answer_numbers
+from moonlit.phases.held_out_rewards import HeldOutRewards
 
 F, T = False, True
 
@@ -37,3 +39,34 @@ def test_rows_add_up_and_a_row_without_answers_counts_nothing():
     for _ in range(2):
         held_out.add("count", *full, torch.tensor([0, 1]))
     assert (held_out.scores["count"].num_answers, held_out.scores["count"].accuracy) == (2, 1.0)
+
+
+def answer(reward: float, num_tokens: int, error: str | None = None) -> Trajectory:
+    segment = Segment(
+        input_ids=[1] * num_tokens,
+        is_sampled=[True] * num_tokens,
+        behavior_logprobs=[0.0] * num_tokens,
+        policy_versions=[0] * num_tokens,
+    )
+    return Trajectory(
+        segments=[segment], messages=[], spans=[], stop_reason="answer", reward=reward, error=error
+    )
+
+
+def test_scores_by_generation_are_means_over_what_was_judged_on_all_ranks():
+    """Catches: an answer that no verifier could judge as a wrong one."""
+    held_out = HeldOutRewards()
+    held_out.add("count", [answer(1.0, 4), answer(0.0, 9, error="lost")])
+    held_out.add("count", [answer(0.5, 2)])
+    held_out.add("none", [answer(1.0, 3, error="lost")])
+
+    held_out.sum_over_ranks(lambda sums: 2 * sums)
+
+    told = held_out.metrics()
+    assert {name: told.pop(f"held_out/count/{name}") for name in
+            ("reward", "solved", "tokens_per_answer", "errors")} == {
+        "reward": 0.75, "solved": 0.5, "tokens_per_answer": 3.0, "errors": 2.0,
+    }  # fmt: skip
+    assert told.pop("held_out/none/errors") == 2.0
+    assert len(told) == 3
+    assert all(math.isnan(value) for value in told.values())

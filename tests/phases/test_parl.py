@@ -67,6 +67,12 @@ def frozen(ckpt: Path) -> FrozenPolicy:
     )  # fmt: skip
 
 
+def test_a_frozen_policy_talks_as_it_was_told(small: Path):
+    talk = frozen(small).load()
+    assert (talk.sampling.temperature, talk.max_new_tokens, talk.max_turns) == (1.0, 6, 2)
+    talk.engine.close()
+
+
 class Delegates(SwarmEnvironment):
     """A micro policy calls no tool: here two sub-agents work beside every rollout of it."""
 

@@ -5,10 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import Callback
-from policy_run import make_phase, run, weights_of
+from policy_run import Numbered, make_phase, run, weights_of
 
+from moonlit.agents.context import HideToolResult
+from moonlit.batch import Group, Task, Trajectory
+from moonlit.phases import policy_phase
 from moonlit.rl.length_rules import NoRule, alone
 from moonlit.rl.rollout_settings import RolloutSettings
+from moonlit.rl.task_order import InOrder
+from moonlit.rl.trained_segments import trained_segments
 
 
 class Opposite(NoRule):
@@ -41,6 +46,17 @@ def test_what_was_earned_is_logged_beside_what_is_paid():
     (logged,) = run(make_phase(Opposite()), max_steps=1)
     assert logged["rl/earned_mean"] + logged["rl/reward_mean"] == pytest.approx(1)
     assert logged["rl/earned_mean"] != pytest.approx(0.5)
+
+
+def test_what_was_lost_earned_neither_something_nor_nothing():
+    judged, lost = (
+        Trajectory(segments=[], messages=[], spans=[], stop_reason="answer", reward=r, error=e)
+        for r, e in ((0.5, None), (0.0, "lost"))
+    )
+    phase = make_phase()
+    task = Task(prompt=[], domain="reasoning", environment="even", answer=0)
+    phase.last_groups = [Group(task=task, trajectories=[judged, lost])]
+    assert phase.mean_earned() == 0.5
 
 
 def test_on_policy_the_sampler_and_the_trainer_agree():
@@ -102,6 +118,100 @@ def test_where_no_group_teaches_the_weights_stay():
     assert torch.equal(weights_of(one), weights_of(three))
 
 
+class Steps(Callback):
+    """Counts the trained tokens of every optimizer step; keeps the manager as it was made."""
+
+    def __init__(self) -> None:
+        self.num_trained: list[int] = []
+
+    def on_train_start(self, trainer, pl_module):
+        run_rows = pl_module.backbone.run
+
+        def run_and_count(rows, *args, **settings):
+            self.num_trained.append(sum(int(row.loss_mask.sum()) for row in rows))
+            return run_rows(rows, *args, **settings)
+
+        pl_module.backbone.run = run_and_count
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.manager = pl_module.require_manager()
+
+
+class Noted(InOrder):
+    """Keeps which groups' outcomes it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[list[int]] = []
+
+    def learn(self, outcomes):
+        self.told.append([number for number, _, _ in outcomes])
+
+
+def test_every_answer_is_trained_in_one_step_of_its_iteration():
+    phase, steps = make_phase(updates_per_iteration=4), Steps()
+    phase.task_order = Noted()
+    run(phase, max_steps=4, callbacks=[steps])
+
+    answers = [one for group in phase.last_groups for one in group.trajectories]
+    assert len(steps.num_trained) == 4
+    assert min(steps.num_trained) > 0
+    assert sum(steps.num_trained) == sum(one.num_tokens for one in answers)
+    assert phase.task_order.told == [list(range(8))]
+
+
+class Silent:
+    """A group judge that adds nothing."""
+
+    async def judge_group(self, task, trajectories, *, step, seed):
+        pass
+
+    async def aclose(self):
+        pass
+
+
+def test_rollouts_are_made_and_weighed_as_the_settings_say(monkeypatch: pytest.MonkeyPatch):
+    """Catches: a setting that nothing reads."""
+    asked = []
+
+    def watched(groups, **settings):
+        asked.append(settings)
+        return trained_segments(groups, **settings)
+
+    monkeypatch.setattr(policy_phase, "trained_segments", watched)
+    settings = {"max_staleness": 3, "drop_equal_rewards": True, "max_error_fraction": 0.3}
+    talk = {"max_turns": 2, "context": HideToolResult(threshold=99)}
+    phase = make_phase(**settings, **talk, max_token_staleness=2, timeout_s=50.0)
+    phase.normalise_advantages, phase.group_judge = True, Silent()
+    data, steps = Numbered(), Steps()
+    data.seed = 5
+    run(phase, max_steps=2, callbacks=[steps], data=data)
+
+    assert {name: getattr(steps.manager, name) for name in settings} == settings
+    assert {name: getattr(steps.manager.policy, name) for name in talk} == talk
+    assert (steps.manager.limits.timeout_s, steps.manager.seed) == (50, 5)
+    assert steps.manager.group_judge is phase.group_judge
+    assert asked == [
+        {"version": version, "max_token_staleness": 2, "normalise": True} for version in (0, 1)
+    ]
+
+
+class Iterations(NoRule):
+    """Counts them."""
+
+    def __init__(self) -> None:
+        self.num = 0
+
+    def apply(self, groups, over_ranks=alone):
+        self.num += 1
+        return {}
+
+    def state_dict(self):
+        return {"num": self.num}
+
+    def load_state_dict(self, state):
+        self.num = state["num"]
+
+
 class SaveAt(Callback):
     def __init__(self, step: int, path: Path) -> None:
         self.step, self.path = step, path
@@ -114,16 +224,17 @@ class SaveAt(Callback):
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path):
     """Same tasks, same answers, same weights: nothing is skipped, repeated or sampled anew."""
     path = tmp_path / "two.ckpt"
-    whole = make_phase()
+    whole = make_phase(Iterations())
     run(whole, max_steps=4, callbacks=[SaveAt(2, path)])
 
-    resumed = make_phase()
+    resumed = make_phase(Iterations())
     run(resumed, max_steps=4, ckpt_path=path)
 
     first, second = whole.environment.judge.seen, resumed.environment.judge.seen
     assert sorted(first) == list(range(32))
     assert sorted(second) == list(range(16, 32))
     assert set(second.values()) == {4}
+    assert resumed.length_rule.num == 4
     # The sampler's batches differ in size, and with them its log-probs in the last bit.
     ours, theirs = weights_of(resumed), weights_of(whole)
     assert (ours - theirs).norm() < 1e-4 * theirs.norm()
@@ -134,6 +245,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path):
     [
         ({"updates_per_iteration": 9}, "updates_per_iteration=9, groups_per_iteration=8"),
         ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"group_size": 1}, "phase.rollouts.group_size=1: want a whole number of at least 2"),
+        ({"max_new_tokens": 0}, "phase.rollouts.max_new_tokens=0"),
+        ({"max_token_staleness": -1}, "phase.rollouts.max_token_staleness=-1"),
+        ({"max_turns": 0}, "phase.rollouts.max_turns=0: want a whole number of at least 1"),
+        ({"final_temperature": 0.0}, "temperature must be above 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(change: dict, told: str):

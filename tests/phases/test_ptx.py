@@ -1,6 +1,7 @@
 """The PTX loss: what is kept is not forgotten, and its weight is what it says."""
 
 from functools import partial
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ from policy_run import TOKENIZER, Numbered, make_phase, run, weights_of
 from torch import Tensor
 
 from moonlit.batch import PackedBatch
+from moonlit.models.decoder import DecoderOutput
 from moonlit.optim.muon_clip import MuonClip
-from moonlit.phases.ptx import scales
+from moonlit.phases.ptx import Scales, scales
 
 ODD = list(range(1, 80, 2))
 
@@ -78,6 +80,15 @@ def test_each_kind_is_a_mean_over_its_own_tokens():
     assert scales([sampled_row(0)], ptx_coef=0.1, global_sum=same).policy == 0
 
 
+def test_a_rows_loss_is_scaled_by_its_kind_and_the_routers_part_is_not():
+    phase = make_phase()
+    phase.scales = Scales(policy=2.0, ptx=0.5)
+    phase.policy_loss = phase.ptx_loss = lambda output, batch: torch.tensor(3.0)
+    output = Mock(DecoderOutput, load_balance_loss=torch.tensor(0.25))
+    assert phase.loss(output, sampled_row(5)).item() == 2 * 3 + 0.25 * 5
+    assert phase.loss(output, kept_row(ODD)).item() == 0.5 * 3 + 0.25 * 39
+
+
 def test_a_weight_without_a_set_is_refused_by_name():
     phase = make_phase()
     phase.ptx_coef = 0.1
@@ -122,6 +133,14 @@ def test_temperature_falls_and_sampler_and_trainer_fall_together():
 
     assert seen == pytest.approx([1.2, 1.05, 0.9, 0.75])
     assert max(one["rl/log_ratio_abs_mean"] for one in logged) < 1e-5
+
+
+def test_all_steps_of_an_iteration_know_the_temperature_that_it_was_sampled_at():
+    """The weights stay, so every step is on policy; catches: a temperature that falls within."""
+    phase = make_phase(temperature=1.2, final_temperature=0.6, updates_per_iteration=4)
+    phase.schedule, phase.selection_bias_rate = lambda step, total_steps: 0.0, 0.0
+    for logged in run(phase, max_steps=8):
+        assert logged["rl/log_ratio_abs_mean"] < 1e-5
 
 
 def test_the_tokenizer_knows_the_ids():

@@ -35,6 +35,9 @@ def calls(code: str, *, index: int = 0, name: str = "ipython", before: str = "")
 class Scripted:
     """Gives the turns of a script in order; keeps what it was asked."""
 
+    version = 0
+    """Of the weights that it says it has."""
+
     def __init__(self, *turns: list[int]) -> None:
         self.turns, self.requests = list(turns), list[Request]()
 
@@ -45,7 +48,7 @@ class Scripted:
         return Completion(
             token_ids=ids,
             behavior_logprobs=[-0.5] * len(ids),
-            policy_versions=[0] * len(ids),
+            policy_versions=[self.version] * len(ids),
             stop_reason="stop" if ends else "length",
         )
 

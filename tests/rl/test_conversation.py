@@ -48,6 +48,25 @@ def test_tools_are_called_until_there_is_an_answer():
     assert reply.num_tokens == len(first) + len(says("42"))
 
 
+def test_pictures_that_a_tool_returns_are_trained_beside_their_placeholders():
+    """Catches: a row whose later placeholders have no picture."""
+
+    async def look(arguments: dict) -> ToolOutput:
+        return ToolOutput(images=[Image.new("RGB", (56, 28), "red")])
+
+    tool = Tool(name="look", description="", parameters={"type": "object"}, call=look)
+    shown = ImagePart(Image.new("RGB", (28, 28), "blue"))
+    asked = [Message(role="user", content=[shown, Text("What else?")])]
+    engine = Scripted(calls("{}", name="look"), says("red"))
+    reply = asyncio.run(conversation(engine).reply(asked, seed=0, tools=Toolset([tool])))
+
+    (row,) = reply.segments()
+    assert row.media is not None
+    assert len(row.media.grid_thw) == 2
+    assert row.input_ids.count(SPECIAL.media_pad_id) == row.media.num_tokens
+    assert row.num_sampled == reply.num_tokens
+
+
 def test_an_unreadable_call_is_answered_and_counted():
     engine = Scripted(calls("{not json", name="times"), says("sorry"))
     reply = asyncio.run(conversation(engine).reply(QUESTION, seed=0, tools=toolset()))

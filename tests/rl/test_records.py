@@ -2,7 +2,10 @@
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
+import pytest
+from lightning import LightningModule, Trainer
 from PIL import Image as PILImage
 
 from callbacks.rollout_records import RolloutRecords
@@ -46,7 +49,7 @@ def group() -> Group:
     trajectory = Trajectory(
         segments=[segment([False, True, True, False, True], [-1, 3, 4, -1, 4])],
         messages=[
-            Message(role="assistant", content="", tool_calls=[call]),
+            Message(role="assistant", content="so", thinking="hm", tool_calls=[call]),
             Message(role="tool", content="lost", name="assign_task", tool_call_id="0"),
             Message(role="assistant", content="3"),
         ],
@@ -55,6 +58,7 @@ def group() -> Group:
         text="3",
         reward=1.0,
         rewards={"counting": 1.0},
+        metrics={"num_turns": 2.0},
         children=[child()],
     )
     return Group(task=task, trajectories=[trajectory])
@@ -73,6 +77,17 @@ def test_a_record_a_turn_with_versions_and_times():
     assert (turns[2]["began_s"], turns[2]["ended_s"]) == (11.0, 13.0)
     assert turns[0]["pictures"] == ["x.png"]
     assert json.loads(turns[1]["calls"][0]["arguments"]) == {"agent": "reader"}
+    assert [(r["text"], r["thinking"]) for r in turns[:2]] == [("How many?", None), ("so", "hm")]
+
+
+def test_an_end_says_what_was_asked_answered_and_earned():
+    (end,) = (r for r in records() if r["kind"] == "end" and r["parent"] is None)
+    assert end == {
+        "kind": "end", "rollout": "7/0-2/0", "parent": None, "agent": "policy", "step": 7,
+        "called_by_turn": None, "domain": "perception", "environment": "counting", "truth": 3,
+        "answer": "3", "reward": 1.0, "rewards": {"counting": 1.0}, "stop_reason": "answer",
+        "error": None, "num_tokens": 3, "metrics": {"num_turns": 2.0},
+    }  # fmt: skip
 
 
 def test_a_sub_agent_is_linked_to_the_turn_that_called_it():
@@ -112,3 +127,29 @@ def test_what_is_written_is_read_back(tmp_path: Path):
     assert len({r["rollout"] for r in read}) == 4
     assert len(list((tmp_path / PICTURES).iterdir())) == 1  # the same picture is kept once
     assert json.loads((tmp_path / "rollouts/step_000007.trace.json").read_text())["traceEvents"]
+
+
+@pytest.mark.parametrize("line", ['{"kind": "turn"}', "[1]", '{"kind": '])
+def test_a_line_that_is_no_record_is_named(line: str, tmp_path: Path):
+    RolloutRecords(run_dir=str(tmp_path), every_n_iterations=1, max_groups=8).write([], 7, 0)
+    path = tmp_path / "rollouts/step_000007.jsonl"
+    path.write_text(json.dumps(records()[0]) + "\n" + line + "\n")
+    with pytest.raises(ValueError, match=r"step_000007\.jsonl, line 2: no record of a rollout"):
+        list(read_records(tmp_path))
+
+
+def test_rollouts_are_written_when_they_are_due_and_no_more_than_asked_for(tmp_path: Path):
+    def watch(watcher: RolloutRecords, *steps: int) -> None:
+        phase = Mock(LightningModule)
+        for phase.last_groups, step in (([group()] * 3, step) for step in steps):
+            trainer = Mock(Trainer, global_step=step, global_rank=0)
+            watcher.on_train_batch_end(trainer, phase, None, None, 0)
+
+    settings = {"run_dir": str(tmp_path), "every_n_iterations": 3, "max_groups": 2}
+    before, after = RolloutRecords(**settings), RolloutRecords(**settings)
+    watch(before, 0, 1, 2, 3)
+    after.load_state_dict(before.state_dict())
+    watch(after, 4, 5, 6)
+
+    ends = [r for r in read_records(tmp_path) if r["kind"] == "end" and r["parent"] is None]
+    assert [r["step"] for r in ends] == [0, 0, 3, 3, 6, 6]

@@ -56,7 +56,9 @@ def test_the_shortest_right_answer_is_kept_and_can_be_trained_on(tmp_path: Path)
     """The second task goes to the training file: the first of twenty is held out."""
     turns = [WRONG] * 4 + [LONG, SHORT, WRONG, MALFORMED]
 
-    counts = write(sampling(*turns), [task(), task()], tmp_path)
+    rejection = sampling(*turns)
+    rejection.conversation.engine.version = 3
+    counts = write(rejection, [task(), task()], tmp_path)
 
     assert counts == {
         "tasks": 2, "solved": 1, "answers": 8, "right": 2, "malformed": 1, "kept": 1,
@@ -71,7 +73,17 @@ def test_the_shortest_right_answer_is_kept_and_can_be_trained_on(tmp_path: Path)
     provenance = json.loads(path.read_text())["provenance"]
     assert provenance["ckpt"] == "a.ckpt"
     assert (provenance["number"], provenance["num_right"], provenance["num_samples"]) == (1, 2, 4)
+    assert provenance["policy_version"] == 3
     assert (tmp_path / "held_out.jsonl").read_text() == ""
+
+
+def test_every_answer_is_drawn_by_a_seed_of_its_own(tmp_path: Path):
+    """Of one set's tasks, and of two sets' tasks of one number."""
+    rejection = sampling(*[WRONG] * 12)
+    sets = {"counting": [task(), task()], "ocr": [task()]}
+    asyncio.run(rejection.write(sets, tmp_path))
+    seeds = {request.seed for request in rejection.conversation.engine.requests}
+    assert len(seeds) == 12
 
 
 @pytest.mark.parametrize(("low", "high", "kept"), [(0.0, 0.5, 1), (0.6, 1.0, 0), (0.0, 0.4, 0)])

@@ -13,6 +13,7 @@ import pytest
 
 from moonlit.agents.environment import Environment, VerifierError
 from moonlit.batch import Group, Segment, Task, Trajectory
+from moonlit.rl.rollout_limits import TimeLimits, TokenBudget
 from moonlit.rl.rollout_manager import RolloutManager, TooManyErrorsError, seed_of
 from moonlit.rl.trained_segments import trained_segments
 from tests.rl.managers import MADE
@@ -230,6 +231,26 @@ def test_a_time_limit_stands_still_while_rollouts_are_held():
     assert manager.counts.errors == 0
 
 
+def test_a_rollout_that_begins_while_others_are_held_is_held_too():
+    """Catches: the time of training on the clock of a group that takes a dropped one's place."""
+
+    async def run() -> Trajectory:
+        limits, go = TimeLimits(0.2), asyncio.Event()
+
+        async def rollout() -> Trajectory:
+            await go.wait()
+            return Trajectory(segments=[], messages=[], spans=[], stop_reason="answer")
+
+        limits.pause()
+        running = asyncio.ensure_future(limits.limited(rollout()))
+        await asyncio.sleep(0.5)  # the policy is trained
+        limits.resume()
+        go.set()
+        return await running
+
+    assert asyncio.run(run()).stop_reason == "answer"
+
+
 def test_what_does_not_sample_goes_on_while_rollouts_are_held():
     """A judge that is waiting for its answer must not find its connection timed out."""
     judged = threading.Event()
@@ -258,6 +279,25 @@ def test_a_token_budget_ends_an_iteration_with_what_is_finished():
     assert sorted(n for some in delivered for n in some) == list(range(sum(map(len, delivered))))
 
 
+def test_a_token_budget_counts_from_where_its_iteration_began():
+    engine = Clock()
+    engine.now = 100.0
+    budget, none = (TokenBudget(conversation(engine), tokens) for tokens in (25, None))
+    spent = []
+    for engine.now in (100.0, 124.0, 125.0):
+        spent.append(budget.is_spent)
+    assert spent == [False, False, True]
+    assert not none.is_spent
+
+
+def test_an_evaluation_names_what_it_could_not_judge_and_counts_it_nowhere():
+    manager = make(tags_of=lambda n: {"crash": "yes"} if n == 1 else {})
+    tasks = [manager.task_of(number) for number in range(3)]
+    answers = manager.evaluate(tasks, manager.policy)
+    assert [one.error for one in answers] == [None, "lengths: OSError: the page is gone", None]
+    assert (manager.counts.errors, manager.counts.rollouts) == (0, 0)
+
+
 def test_a_bad_task_ends_the_run_instead_of_hanging_it():
     def explode(number: int) -> float:
         raise ValueError(f"no task {number}")
@@ -275,6 +315,9 @@ def test_groups_of_equal_rewards_are_replaced_up_to_a_limit():
     hopeless = make(tags_of=lambda n: equal, drop_equal_rewards=True, max_drops=2)
     assert len(hopeless.collect(4)) == 4
     assert hopeless.counts.dropped_groups == 8
+    hopeless.version += 1
+    assert len(hopeless.collect(4)) == 4
+    assert hopeless.counts.dropped_groups == 16  # the limit is of an iteration
 
 
 def test_closing_cancels_what_is_in_flight():
@@ -332,12 +375,14 @@ class Compares:
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, int]] = []
+        self.seeds: set[int] = set()
         self.closed = False
 
     async def judge_group(
         self, task: Task, trajectories: Sequence[Trajectory], *, step: int, seed: int
     ) -> None:
         self.asked.append((task.prompt[0], step))
+        self.seeds.add(seed)
         if "unclear" in task.tags:
             raise VerifierError("the judge is silent")
         for place, one in enumerate(trajectories):
@@ -360,6 +405,7 @@ def test_a_group_judge_makes_equal_answers_teach():
     assert [[one.reward for one in group.trajectories] for group in groups] == [[0.5, 1.5]] * 3
     assert manager.counts.dropped_groups == 0
     assert sorted(judge.asked) == [(0, 0), (1, 0), (2, 0), (3, 1)]
+    assert len(judge.seeds) == 4
     MADE.remove(manager)
     manager.close()
     assert judge.closed

@@ -3,7 +3,7 @@
 import pytest
 
 from moonlit.batch import Group, Segment, Task, Trajectory
-from moonlit.rl.length_rules import HardCap, LengthReward
+from moonlit.rl.length_rules import HardCap, LengthReward, ShuffledRewards
 from moonlit.rl.toggle import Toggle
 
 SETTINGS = {"period": 2, "min_accuracy": 0.5, "percentile": 50.0, "estimate_iterations": 1}
@@ -136,6 +136,28 @@ def test_k1_5s_length_reward_by_hand():
     equal = group((1.0, 3), (0.0, 3))
     LengthReward(weight=0.1).apply([equal])
     assert rewards(equal) == [1.0, 0.0]
+    lost = group((1.0, 2), (1.0, 6), lost=1)  # whose length of 0 is nobody's
+    LengthReward(weight=0.1).apply([lost])
+    assert rewards(lost) == pytest.approx([1.05, 0.95, 0.0])
+
+
+def test_shuffled_rewards_are_the_groups_own_dealt_out_anew_and_a_resume_deals_on():
+    def deal(rule: ShuffledRewards) -> list[float]:
+        some = group(*((float(n), n) for n in range(1, 9)), lost=1)
+        assert rule.apply([some]) == {}
+        assert some.trajectories[-1].reward == 0
+        return rewards(some)[:-1]
+
+    whole = ShuffledRewards(seed=0)
+    first, second, third = (deal(whole) for _ in range(3))
+    assert sorted(first) == [float(n) for n in range(1, 9)]
+    assert first != sorted(first)
+    assert first != second
+
+    before, after = ShuffledRewards(seed=0), ShuffledRewards(seed=0)
+    assert [deal(before), deal(before)] == [first, second]
+    after.load_state_dict(before.state_dict())
+    assert deal(after) == third
 
 
 def test_what_a_generative_judge_adds_makes_no_answer_correct():

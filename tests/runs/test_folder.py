@@ -70,6 +70,7 @@ def test_a_run_goes_on_with_its_own_configuration_only(tmp_path: Path):
     folder.require_same(CONFIGURATION)  # nothing recorded yet
     folder.record(CONFIGURATION)
     folder.require_same(CONFIGURATION | {"run_dir": "b", "strategy": {"ep_size": 2}})
+    assert folder.changes(CONFIGURATION) == []
 
     changed = CONFIGURATION | {"optim": {"lr": 0.2, "betas": (0.9, 0.95)}}
     with pytest.raises(ValueError, match=r"optim\.lr is 0\.1 there, 0\.2 here\. Take another"):

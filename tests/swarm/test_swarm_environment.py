@@ -215,6 +215,7 @@ def test_a_policy_can_be_a_sub_agent_with_its_own_tools_only():
     assert child.metrics["num_useful_calls"] == 1
     assert child.num_tokens > 0
     assert swarm.metrics["subagent_tokens"] == child.num_tokens
+    assert swarm.metrics["orchestrator_tokens"] == swarm.num_tokens != child.num_tokens
 
 
 def test_kinds_of_sub_agents_are_asked_for_by_name():

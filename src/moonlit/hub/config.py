@@ -175,7 +175,9 @@ def read_config(folder: Path | str) -> dict[str, Any]:
     """Return the content of a folder's ``config.json``."""
     path = Path(folder) / CONFIG_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no {CONFIG_FILE}")
+        is_run = (path.parent / "checkpoints").is_dir()
+        hint = "; it is a run: say its checkpoints/last.ckpt" if is_run else ""
+        raise FileNotFoundError(f"{folder} has no {CONFIG_FILE}{hint}")
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:

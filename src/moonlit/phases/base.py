@@ -8,7 +8,6 @@ Axes: T tokens of a microbatch, M modalities, E experts, L MoE layers.
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import Any, cast
 
@@ -32,6 +31,7 @@ from moonlit.models.kimi import Kimi
 from moonlit.models.moe.router import Router
 from moonlit.phases.guard import StepGuard
 from moonlit.phases.held_out import HeldOut
+from moonlit.phases.origin import makers, require_own, shapes_of
 
 PARTS = ("vision_tower", "mm_projector", "language_model")
 
@@ -255,16 +255,18 @@ class PhaseModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the guard, and the model's shape so that the file can be read on its own."""
-        vision = self.model.vision_shape
         checkpoint["guard"] = self.guard.state_dict()
         checkpoint["max_steps"] = self.trainer.max_steps
-        checkpoint["shapes"] = {
-            "decoder": asdict(self.model.decoder_shape),
-            "vision": None if vision is None else asdict(vision),
-        }
+        checkpoint["made_by"] = makers(self)
+        checkpoint["shapes"] = shapes_of(self.model)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the guard's memory; say where the run gets another length."""
+        """Restore the guard's memory; say where the run gets another length.
+
+        Raises:
+            ValueError: if another phase, optimizer or model wrote it, or it has gone too far.
+        """
+        require_own(checkpoint, self)
         self.guard.load_state_dict(checkpoint["guard"])
         planned = checkpoint.get("max_steps", self.trainer.max_steps)
         if planned != self.trainer.max_steps:

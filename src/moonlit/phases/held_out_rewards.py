@@ -15,6 +15,8 @@ class HeldOutAnswer:
 
     name: str
     """Of the held-out set."""
+    number: int
+    """Of the task in it, however many ranks share it."""
     task: Task
     trajectory: Trajectory
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import repeat
+from itertools import count, repeat
 from typing import Any
 
 import torch
@@ -186,8 +186,8 @@ class PolicyPhase(PhaseModule):
             batch.target_ids,
             batch.loss_mask,
         )
-        mean = loss_sum.detach() / batch.loss_mask.sum().clamp(min=1)
-        self.sampled["ptx"].append(mean.float()[None])
+        num_tokens = batch.loss_mask.sum()
+        self.sampled["ptx"].append(torch.stack([loss_sum.detach(), num_tokens]).float())
         return loss_sum
 
     def policy_loss(self, output: DecoderOutput, batch: PackedBatch) -> Float[Tensor, ""]:
@@ -199,7 +199,7 @@ class PolicyPhase(PhaseModule):
             self.model.language_model.lm_head.weight,
             batch.target_ids,
             batch.loss_mask,
-            temperature=self.temperature,
+            temperature=self.require_manager().policy.sampling.temperature,
             banned_ids=sorted(media_ids(self.model.decoder_shape.media_pad_id)),
         )
         mask = batch.loss_mask
@@ -225,7 +225,10 @@ class PolicyPhase(PhaseModule):
         data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         name, answers = data.held_out_names[dataloader_idx], manager.evaluate(tasks, greedy)
         self.held_out.add(name, answers)
-        self.last_answers += map(HeldOutAnswer, repeat(name), tasks, answers)
+        rank, num_ranks = self.data_parallel_place()
+        num_before = sum(one.name == name for one in self.last_answers)
+        numbers = count(num_before * num_ranks + rank, num_ranks)
+        self.last_answers += map(HeldOutAnswer, repeat(name), numbers, tasks, answers)
 
     # Begin and end
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from moonlit.batch import Group, Task
 from moonlit.chat.messages import Image, VideoChunk
+from moonlit.losses.policy_gradient import ratio_bounds
 
 SHARE = "rl/share_"
 """Of the judged answers, by domain and modality."""
@@ -67,12 +68,14 @@ def token_metrics(sampled: Mapping[str, Sequence[Tensor]], objective: Any) -> di
     """Return how far policy and sampler are apart on one rank's tokens.
 
     Args:
-        sampled: ``log_ratio`` and ``entropy`` of sampled tokens, ``ptx`` of kept rows.
+        sampled: ``log_ratio`` and ``entropy`` of sampled tokens, ``ptx`` of kept rows: each
+            one's summed loss and its trained tokens.
         objective: whose bounds say which tokens were masked, if it has any.
     """
     metrics: dict[str, Tensor] = {}
     if kept := sampled.get("ptx"):
-        metrics["rl/ptx_nll_per_token"] = torch.cat(list(kept)).mean()
+        nll_sum, num_tokens = torch.stack(list(kept)).sum(dim=0)
+        metrics["rl/ptx_nll_per_token"] = nll_sum / num_tokens.clamp(min=1)
     log_ratio = torch.cat(list(sampled["log_ratio"]))
     if not len(log_ratio):
         return metrics
@@ -83,9 +86,10 @@ def token_metrics(sampled: Mapping[str, Sequence[Tensor]], objective: Any) -> di
         **{f"rl/ratio_p{name}": log_ratio.quantile(q).exp() for name, q in QUANTILES.items()},
     }
     bounds = getattr(objective, "keywords", {})
-    if bounds.get("low"):
+    if "low" in bounds:
+        low, high = ratio_bounds(bounds["low"], bounds["high"], bounds.get("bounds_on", "ratio"))
         ratio = log_ratio.exp()
-        masked = (ratio < bounds["low"]) | (ratio > bounds["high"])
+        masked = (ratio < low) | (ratio > high)
         metrics["rl/masked_fraction"] = masked.float().mean()
     return metrics
 

@@ -67,6 +67,14 @@ class ShuffledRewards(NoRule):
                 one.reward = reward
         return {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return how far the deal is."""
+        return {"random": self.random.getstate()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on dealing."""
+        self.random.setstate(state["random"])
+
 
 class HardCap(NoRule):
     """An answer longer than a fixed number of tokens earns nothing: what Toggle is compared with.

@@ -55,6 +55,7 @@ class TimeLimits:
         self.timeout_s = timeout_s
         self.left_s: dict[asyncio.Timeout, float] = {}  # while held
         self.active: set[asyncio.Timeout] = set()
+        self.is_held = False
 
     async def limited(self, rollout: Coroutine[Any, Any, Trajectory]) -> Trajectory:
         """Run a rollout to its end or its limit.
@@ -66,6 +67,8 @@ class TimeLimits:
             return await rollout
         async with asyncio.timeout(self.timeout_s) as limit:
             self.active.add(limit)
+            if self.is_held:  # it takes the place of a group that was dropped meanwhile
+                self.hold(limit)
             try:
                 return await rollout
             finally:
@@ -74,14 +77,19 @@ class TimeLimits:
 
     def pause(self) -> None:
         """Stop the clocks."""
-        now_s = asyncio.get_running_loop().time()
+        self.is_held = True
         for limit in self.active:
-            if (when_s := limit.when()) is not None and not limit.expired():
-                self.left_s[limit] = when_s - now_s
-                limit.reschedule(None)
+            self.hold(limit)
+
+    def hold(self, limit: asyncio.Timeout) -> None:
+        """Stop one clock."""
+        if (when_s := limit.when()) is not None and not limit.expired():
+            self.left_s[limit] = when_s - asyncio.get_running_loop().time()
+            limit.reschedule(None)
 
     def resume(self) -> None:
         """Start them again."""
+        self.is_held = False
         now_s = asyncio.get_running_loop().time()
         for limit, left_s in self.left_s.items():
             limit.reschedule(now_s + left_s)

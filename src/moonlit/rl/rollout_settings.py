@@ -4,6 +4,12 @@ from dataclasses import dataclass, field
 
 from moonlit.agents.context import ContextStrategy, KeepAll
 
+LEAST = {
+    "group_size": 2, "groups_per_iteration": 1, "groups_ahead": 0, "max_staleness": 0,
+    "max_token_staleness": 0, "max_new_tokens": 1, "max_turns": 1, "row_tokens": 1,
+}  # fmt: skip
+"""Of counts."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutSettings:
@@ -49,10 +55,18 @@ class RolloutSettings:
     context: ContextStrategy = field(default_factory=KeepAll)
 
     def __post_init__(self) -> None:
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            is_count = isinstance(value, int) and not isinstance(value, bool) and value >= least
+            if not is_count and not (value is None and name == "max_token_staleness"):
+                raise ValueError(
+                    f"phase.rollouts.{name}={value!r}: want a whole number of at least {least}"
+                )
         if not 1 <= self.updates_per_iteration <= self.groups_per_iteration:
             raise ValueError(
                 f"updates_per_iteration={self.updates_per_iteration}, groups_per_iteration="
                 f"{self.groups_per_iteration}: want 1 <= updates <= groups"
             )
-        if min(self.temperature, self.final_temperature or self.temperature) <= 0:
+        temperatures = (self.temperature, self.final_temperature)
+        if any(one is not None and one <= 0 for one in temperatures):
             raise ValueError("temperature must be above 0: greedy answers have no probability")

@@ -77,17 +77,20 @@ class RunFolder:
         Raises:
             ValueError: naming what differs.
         """
-        path = self.path / CONFIGURATION
-        if not path.is_file():
-            return
-        found = list(differences(json.loads(path.read_text()), plain(configuration)))
-        if found:
+        if found := self.changes(configuration):
             more = f"; and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
             raise ValueError(
                 f"run_dir={self.path} holds a run of another configuration: "
                 f"{'; '.join(found[:MAX_NAMED])}{more}. Take another run_dir, or say "
                 "resume_from=CHECKPOINT to go on with the change"
             )
+
+    def changes(self, configuration: Mapping[str, Any]) -> list[str]:
+        """Say in what a configuration differs from the run's; nothing where there is none."""
+        path = self.path / CONFIGURATION
+        if not path.is_file():
+            return []
+        return list(differences(json.loads(path.read_text()), plain(configuration)))
 
     def record(self, configuration: Mapping[str, Any]) -> None:
         """Write down what the run is configured with."""

@@ -149,8 +149,10 @@ def test_a_request_that_cannot_be_served_is_refused_by_name(serving: Serving, cl
 def test_strangers_are_refused(serving: Serving, clients: Clients, monkeypatch):
     monkeypatch.setenv(SECRET, "of another job")
     engine = clients.silent(serving, place=0)
-    with pytest.raises(EngineServerError, match="wrong secret"):
+    with pytest.raises(ValueError, match="has another MOONLIT_ENGINE_SECRET"):
         asyncio.run(engine.generate(ask(text(4))))
+    with pytest.raises(ValueError, match="has another MOONLIT_ENGINE_SECRET"):  # and at once
+        clients.connected(tiny_model(), serving)
 
 
 def test_a_server_that_is_not_there_is_named():

@@ -2,12 +2,14 @@
 
 import asyncio
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 
 from moonlit.agents.environment import VerifierError
 from moonlit.agents.sandbox.policy import Limits, Policy
 from moonlit.agents.sandbox.pool import Pool
+from moonlit.agents.sandbox.worker import Worker
 from moonlit.rl.rewards import code
 from moonlit.rl.rewards.code import CodeTests, same, source_of
 
@@ -35,6 +37,7 @@ RIGHT = {
     "chatty": (GOOD.replace("return", "print('hm'); return"), TESTS),
     "tuple": (GOOD + "def pair(): return (1, 2.0)", [{"call": "pair()", "expected": [1, 2]}]),
     "program": (ADDS, PROGRAM),
+    "white space": (r"print('7 \n8\t\n')", [{"stdin": "", "stdout": "7\n8\n"}]),
     "main": (f"if __name__ == '__main__':\n    {ADDS}", PROGRAM),
 }
 ALWAYS_EQUAL = """
@@ -108,6 +111,18 @@ def test_sandboxes_that_fail_their_self_test_are_refused(monkeypatch: pytest.Mon
 def test_values_are_compared_by_kind():
     assert same([1, {"a": 2.0}], [1.0, {"a": 2}])
     assert not any([same(True, 1), same(0, False), same("1", 1), same(None, 0), same([1], [1, 1])])
+    assert same(0.1 + 0.2, 0.3)
+    assert not any([same(1.000001, 1), same(1e-6, 0), same({"a": 1}, {"b": 1})])
+
+
+def test_every_run_has_the_time_that_was_given():
+    """Loading, a call and a program alike."""
+    worker, scorer = Mock(Worker), CodeTests(timeout_s=3.0, pool=Mock(Pool))
+    worker.run = AsyncMock(return_value=Mock(text="7", error=None))
+    asyncio.run(scorer.loads(worker, GOOD))
+    asyncio.run(scorer.passes_call(worker, GOOD, TESTS[0]))
+    asyncio.run(scorer.passes_program(worker, ADDS, PROGRAM[0]))
+    assert [asked.kwargs["timeout_s"] for asked in worker.run.await_args_list] == [3.0] * 3
 
 
 def test_the_program_is_the_one_block():

@@ -58,6 +58,7 @@ def test_an_unfinished_answer_keeps_no_form():
     ("environment", "good", "bad"),
     [
         ("counting", "There are 3.", "three"),
+        ("chart_value", "It is 3.", "3 or 4"),
         ("pointing", "(0.5, 0.5)", "(1.5, 0.5)"),
         ("segmentation", "(0, 0) (0, 1) (1, 1)", "(0, 0) (0, 1)"),
         ("wide_search", "Bato 41", "Bato"),

@@ -12,7 +12,7 @@ from moonlit.agents.environment import VerifierError
 from moonlit.batch import Task, Trajectory
 from moonlit.chat.messages import Image as ImagePart
 from moonlit.chat.messages import Message, Text, VideoChunk
-from moonlit.rl.rewards.grm.comparison import comparison, preference
+from moonlit.rl.rewards.grm.comparison import comparison, preference, rubrics_for
 from moonlit.rl.rewards.grm.endpoint import Endpoint
 from moonlit.rl.rewards.grm.frozen import FrozenModel
 from moonlit.rl.rewards.grm.judge import CANARIES, GenerativeJudge, ring
@@ -151,6 +151,58 @@ def test_a_question_that_was_asked_is_not_asked_again():
             return len(server.requests), len(judge.cache)
 
     assert asyncio.run(run()) == (2, 2)
+
+
+def test_unlike_pictures_are_unlike_questions():
+    """Catches: a verdict on another picture that comes from memory."""
+
+    async def run() -> int:
+        server = Server(by_quality)
+        async with server.running() as model:
+            judge = make(model)
+            for colour in ("red", "blue", "red"):
+                shown = [ImagePart(Image.new("RGB", (8, 8), colour)), Text("What?")]
+                asked = task(prompt=[Message(role="user", content=shown)])
+                await judge.judge_group(asked, [rollout("good"), rollout("poor")], step=0, seed=7)
+        return len(server.requests)
+
+    assert asyncio.run(run()) == 4
+
+
+def test_groups_draw_other_rubrics_and_other_neighbours():
+    """Catches: always the first rubric, or always the rollouts that stand side by side."""
+
+    async def run() -> tuple[set[str], set[frozenset[str]]]:
+        server = Server(by_quality)
+        async with server.running() as model:
+            judge = make(model, rubrics={"default": [f"Rubric {n}" for n in range(4)]})
+            for seed in range(8):
+                some = [rollout(f"answer {n}") for n in range(5)]
+                await judge.judge_group(task(), some, step=0, seed=seed)
+        texts = {body["messages"][-1]["content"].split("\n")[0] for body in server.requests}
+        return texts, {frozenset(answers_in(body)) for body in server.requests}
+
+    texts, met = asyncio.run(run())
+    assert len(texts) > 2
+    assert len(met) == 10  # of five answers, everybody everybody
+
+
+def test_rubrics_are_the_environments_or_else_the_domains():
+    rubrics = {"talk": ["a"], "chat": ["b"], "default": ["c"]}
+    assert rubrics_for(task(), rubrics) == ["a"]
+    assert rubrics_for(task(environment="letter"), rubrics) == ["b"]
+    assert rubrics_for(task(environment="letter", domain="coding"), rubrics) == ["c"]
+
+
+def test_the_gap_between_the_orders_is_a_mean_over_an_answers_meetings():
+    """The judge likes the last place where "good" is there, and is fair where it is not."""
+
+    def partial_to_last(first: str, second: str) -> int:
+        return 0 if "good" in (first, second) else 5
+
+    some = [rollout(name) for name in ("good", "fair", "poor")]
+    judged(Server(partial_to_last), *some)
+    assert [one.metrics["grm_order_gap"] for one in some] == [1.0, 0.5, 0.5]
 
 
 # What does not pay
@@ -339,6 +391,29 @@ def test_the_wait_that_is_asked_for_is_kept_within_bounds():
     assert retries.wait_s(0, 3600.0) == 8.0
     assert all(2 <= retries.wait_s(2, None) <= 4 for _ in range(20))
     assert retries.wait_s(30, None) == 8.0
+
+
+def test_another_try_is_another_draw_and_the_servers_wait_is_read():
+    server = Server(by_quality, *[replies("?")] * 2)
+    judged(server, rollout("good"), rollout("poor"))
+    assert [body["seed"] for body in server.requests] == [0, 1, 2, 0]
+
+    async def refused(**headers: str) -> float | None:
+        async with Server(by_quality, fails(429, **headers)).running() as model:
+            with pytest.raises(TransientError) as caught:
+                await model.ask([Message(role="user", content="?")], seed=0)
+        return caught.value.retry_after_s
+
+    assert asyncio.run(refused(Retry_After="7")) == 7.0
+    assert asyncio.run(refused(Retry_After="Fri, 31 Dec 1999 23:59:59 GMT")) is None
+
+
+def test_a_request_says_what_the_settings_say():
+    server = Server(by_quality)
+    settings = {"max_tokens": 9, "temperature": 0.5, "body": {"response_format": "json"}}
+    judged(server, rollout("good"), rollout("poor"), endpoint=settings)
+    wanted = {"model": "referee", "max_tokens": 9, "temperature": 0.5, "response_format": "json"}
+    assert wanted.items() <= server.requests[0].items()
 
 
 def test_requests_keep_to_their_limits():

@@ -12,6 +12,7 @@ from moonlit.batch import Task, Trajectory
 from moonlit.rl.rewards.counting import counting
 from moonlit.rl.rewards.grounding import grounding, iou
 from moonlit.rl.rewards.ocr import ocr
+from moonlit.rl.rewards.pairs import pairs
 from moonlit.rl.rewards.parsing import MAX_BRACKETS, only_number, tuples
 from moonlit.rl.rewards.pointing import pointing
 from moonlit.rl.rewards.rules import RULES, RuleJudge
@@ -94,6 +95,31 @@ def test_a_nearer_point_and_a_nearer_box_earn_more(near: float, further: float):
 def test_a_nearer_count_earns_at_least_as_much(truth: int, said: int):
     nearer = said + (truth > said) - (truth < said)
     assert counting(f"{nearer}", truth) >= counting(f"{said}", truth)
+
+
+def test_a_wrong_count_earns_by_how_far_it_is_off_the_truth():
+    assert [counting(said, 4) for said in ("3", "6", "9")] == [0.75, 0.5, 0.0]
+    assert (counting("1", 0), counting("0.5", 0)) == (0.0, 0.5)
+
+
+def test_a_text_is_measured_against_the_longer_of_the_two():
+    assert [ocr(said, "moon") for said in ("mo", "moonlits", "MOON")] == [0.5, 0.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reward"),
+    [
+        ("bato: 41 and KILU 17", 1.0),
+        ("Bato 41", 2 / 3),
+        ("Bato 41, Kilu 18", 0.5),
+        ("Bato 41, Bato 42, Kilu 17", 0.8),  # a second value costs precision
+        ("Bato 41, Bato 41, Kilu 17", 1.0),
+        ("Bato 17, Kilu 41", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_names_count_with_their_values(answer: str, reward: float):
+    assert pairs(answer, [["Bato", "41"], ["Kilu", "17"]]) == pytest.approx(reward)
 
 
 def test_the_gaussian_is_measured_in_diagonals():

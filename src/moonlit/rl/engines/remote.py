@@ -214,5 +214,7 @@ class RemoteEngine:
             raise EngineServerError(f"engine server {server}: {error}") from error
         if answer.status == 200:
             return value
+        if answer.status == 403:  # not worth waiting for
+            raise ValueError(f"engine server {server} has another MOONLIT_ENGINE_SECRET than this")
         kind = ERRORS.get(value.get("kind", ""), EngineServerError)
         raise kind(f"engine server {server}: {value.get('error', answer.status)}")

@@ -36,7 +36,7 @@ class JudgeModel(Protocol):
 
     @property
     def name(self) -> str:
-        """What tells its verdicts from another's."""
+        """What errors call it."""
         ...
 
     async def ask(self, messages: Sequence[Message], *, seed: int) -> str:
@@ -141,6 +141,7 @@ class GenerativeJudge:
             return_exceptions=True,
         )
         scores: dict[int, list[float]] = defaultdict(list)
+        order_gaps: dict[int, list[float]] = defaultdict(list)
         for (a, b), outcome in zip(met, outcomes, strict=True):
             if isinstance(outcome, VerifierError):
                 shown[a].error = shown[b].error = f"grm: {outcome}"
@@ -148,12 +149,14 @@ class GenerativeJudge:
                 raise outcome
             else:
                 value, order_gap = outcome
-                scores[id(shown[a])].append(value)
-                scores[id(shown[b])].append(1 - value)
-                shown[a].metrics["grm_order_gap"] = order_gap
+                for one, score in ((shown[a], value), (shown[b], 1 - value)):
+                    scores[id(one)].append(score)
+                    order_gaps[id(one)].append(order_gap)
         for one in sound:
             if one.error is None:
                 self.add(one, mean(scores[id(one)]) if self.is_shown(one) else 0.0)
+                if gaps := order_gaps[id(one)]:
+                    one.metrics["grm_order_gap"] = mean(gaps)
 
     def is_shown(self, one: Trajectory) -> bool:
         """Whether there is an answer to be judged."""
@@ -183,7 +186,7 @@ class GenerativeJudge:
 
     async def ask(self, messages: Sequence[Message]) -> float:
         """Return the verdict on a question, from the cache if it was asked before."""
-        key = digest(self.model.name, messages)
+        key = digest(messages)
         if key in self.cache:
             self.cache.move_to_end(key)
             return self.cache[key]
@@ -237,9 +240,9 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.5
 
 
-def digest(name: str, messages: Sequence[Message]) -> str:
-    """Digest of a question to a model."""
-    sha = hashlib.sha256(name.encode())
+def digest(messages: Sequence[Message]) -> str:
+    """Digest of a question."""
+    sha = hashlib.sha256()
     for part in (part for message in messages for part in message.parts):
         if isinstance(part, Image):
             sha.update(repr((part.image.size, part.image.mode)).encode() + part.image.tobytes())
