@@ -65,6 +65,11 @@ STAGES = {
         traces=["source.parallel_fraction=0.9", "source.single_fraction=0.05", "seed=3",
                 "source.script.dead_share=0.67", "source.reassign_fraction=0.45"],
     ),
+    "warmup_dead_3": Stage(
+        steps=500, begin="warmup_dead_2",
+        traces=["source.parallel_fraction=0.9", "source.single_fraction=0.05", "seed=5",
+                "source.script.dead_share=0.67", "source.reassign_fraction=0.5"],
+    ),
     # give rows to agents at random
     "warmup_unlike": Stage(
         steps=300, begin="warmup_2",
@@ -119,9 +124,9 @@ ARMS = {
         )
         for fault in FAULTS
     },
-    "dead_agents": Arm(experiment="parl_dead_agents", begin="warmup_dead_2"),
+    "dead_agents": Arm(experiment="parl_dead_agents", begin="warmup_dead_3"),
     "dead_agents_tight": Arm(
-        experiment="parl_dead_agents", begin="warmup_dead_2",
+        experiment="parl_dead_agents", begin="warmup_dead_3",
         overrides=["phase.environment.limits.max_critical_steps=9"],
     ),
     "unlike_agents": Arm(experiment="parl_unlike_agents", begin="warmup_unlike"),
