@@ -27,7 +27,7 @@ class RLTasks(LightningDataModule):
         sources: by name.
         weights: of the sources that are trained on; those without one are held out only.
         held_out: names of the sources whose held-out tasks are scored; None: all.
-        num_held_out: tasks of each.
+        num_held_out: tasks of each; 0: nothing is held out.
         chance: reward of guessing, by source, where it is known.
         ptx: the kept SFT set of the PTX loss; None: there is none.
     """
@@ -51,9 +51,12 @@ class RLTasks(LightningDataModule):
         self.weights = {name: float(weight) for name, weight in weights.items() if weight}
         if not self.weights or min(self.weights.values()) < 0:
             raise ValueError(f"data.weights={dict(weights)}: want one above 0, none below")
+        if num_held_out < 0:
+            raise ValueError(f"data.num_held_out={num_held_out}: want at least 0")
         self.seed, self.tokenizer = seed, Tokenizer.named(tokenizer)
         self.sources, self.chance = dict(sources), dict(chance)
-        self.held_out_names = list(sources if held_out is None else held_out)
+        names = list(sources if held_out is None else held_out)
+        self.held_out_names = names if num_held_out else []
         self.num_held_out = num_held_out
         self.ptx = ptx
         self.ptx_loader: PlannedLoader | None = None
@@ -101,10 +104,11 @@ class RLTasks(LightningDataModule):
         return [self.sources[name](split, first + number) for number in range(num)]
 
     def sample_tasks(self, num_tasks: int) -> list[Task]:
-        """Return held-out tasks, one source after another."""
+        """Return held-out tasks, one source after another; none where nothing is held out."""
         names = self.held_out_names
         return [
-            self.sources[names[n % len(names)]](HELD_OUT, n // len(names)) for n in range(num_tasks)
+            self.sources[names[n % len(names)]](HELD_OUT, n // len(names))
+            for n in range(num_tasks if names else 0)
         ]
 
     def train_dataloader(self) -> DataLoader[int]:

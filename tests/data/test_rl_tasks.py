@@ -103,12 +103,18 @@ def test_held_out_tasks_come_once_over_the_ranks(num_ranks: int):
     assert seen == {n: words(SOURCES["downloads"](HELD_OUT, n)) for n in range(4)}
 
 
+def test_none_held_out_is_no_set():
+    data = tasks(num_held_out=0)
+    assert (data.held_out_names, data.val_dataloader(), data.sample_tasks(3)) == ([], [], [])
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
         ({"weights": {"weather": 1.0}}, "weights names"),
         ({"weights": {"sums": 0.0}}, "want one above 0"),
         ({"held_out": ["weather"]}, "held_out names"),
+        ({"num_held_out": -3}, r"data\.num_held_out=-3: want at least 0"),
     ],
 )
 def test_what_does_not_fit_is_refused(change: dict, told: str):
