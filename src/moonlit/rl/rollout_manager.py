@@ -133,6 +133,7 @@ class RolloutManager:
         self.version = 0
         self.counts = Counts()
         self.last_error = ""
+        self.has_told = False
         self.fault: BaseException | None = None
         self.next_number = rank
         self.redo: deque[int] = deque()
@@ -203,7 +204,16 @@ class RolloutManager:
             self.note_outcome(flight)
         # In order of their numbers: which one happened to finish first shall not matter.
         chosen.sort(key=lambda flight: flight.number)
-        return [flight.group for flight in chosen if flight.group is not None]
+        groups = [flight.group for flight in chosen if flight.group is not None]
+        self.tell_environments({group.task.environment for group in groups})
+        return groups
+
+    def tell_environments(self, names: set[str]) -> None:
+        """Tell the environment, once, which kinds of tasks came, if it wants to hear."""
+        hear = getattr(self.environment, "hear_environments", None)
+        if hear is not None and not self.has_told:
+            hear(names)
+        self.has_told = True
 
     def has_enough(self, num_groups: int, budget: TokenBudget) -> bool:
         """Whether the iteration may end: with all that it wants, or with what its budget bought."""
