@@ -36,7 +36,7 @@ def test_experiment_composes_with_nothing_missing(experiment: str | None):
 
 @pytest.mark.parametrize("phase", ["visual_rl", "joint_rl"])
 def test_held_out_pictures_are_what_their_sets_are_called_and_all_that_is_trained(phase: str):
-    tasks = instantiate(compose_run(f"phase={phase}").data)
+    tasks = made(compose_run(f"phase={phase}").data)
 
     def asked(name: str, *, held_out: bool) -> set[str]:
         some = tasks.tasks(name, 40, held_out=held_out, first=0)
