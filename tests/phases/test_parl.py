@@ -156,8 +156,13 @@ def test_sub_agents_do_not_exist_in_training(small: Path, tmp_path: Path):
 
     worker.policy.aclose = keep_first
     rows = []
-    updates = phase.updates
-    phase.updates = lambda groups: (rows.append(made) or made for made in updates(groups))
+    pack_rows = phase.rows
+
+    def keep_rows(groups):
+        rows.append(pack_rows(groups))
+        return rows[-1]
+
+    phase.rows = keep_rows
 
     path = tmp_path / "last.ckpt"
     run(phase, max_steps=2, callbacks=[SaveAtEnd(path)])

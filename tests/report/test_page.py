@@ -119,6 +119,28 @@ def test_a_thousand_rollouts_open(page: Page):
 
 
 @pytest.mark.browser
+def test_it_opens_at_its_top_and_the_keyboard_brings_rows_into_view(page: Page, run: Path):
+    """A tall page: the list lies below the first screen, as with a dozen curves."""
+    tall = (run / "report.html").read_text().replace("</style>", "#curves{height:2000px}</style>")
+    (run / "tall.html").write_text(tall)
+    page.goto((run / "tall.html").as_uri())
+    page.wait_for_selector("#list li", state="attached")
+    assert page.evaluate("scrollY") == 0
+
+    page.locator("#list").focus()
+    for key in ("End", "Home", "ArrowDown"):
+        page.keyboard.press(key)
+        seen = """() => {
+            const row = document.querySelector('#list [aria-selected=true]');
+            const box = row.getBoundingClientRect();
+            return row.checkVisibility() && box.top >= 0 && box.bottom <= innerHeight;
+        }"""
+        page.wait_for_function(seen, timeout=5000)
+    assert page.evaluate("scrollY") > 0
+    page.goto((run / "report.html").as_uri())
+
+
+@pytest.mark.browser
 def test_the_keyboard_is_enough(page: Page):
     page.reload()
     page.locator("#list").focus()
