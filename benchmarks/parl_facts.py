@@ -126,8 +126,8 @@ ARMS = {
     },
     "dead_agents": Arm(experiment="parl_dead_agents", begin="warmup_dead_3"),
     "dead_agents_tight": Arm(
-        experiment="parl_dead_agents", begin="warmup_dead_3",
-        overrides=["phase.environment.limits.max_critical_steps=9"],
+        experiment="parl_dead_agents", begin="warmup_dead_2",
+        overrides=["phase.environment.limits.max_critical_steps=9", "trainer.max_steps=10"],
     ),
     "unlike_agents": Arm(experiment="parl_unlike_agents", begin="warmup_unlike"),
     "policy_agents": Arm(
