@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
-from moonlit.report.page import write_page
-from moonlit.rl.records import PICTURES, ROLLOUTS
+from moonlit.report.page import newest, rollouts_of, write_page
+from moonlit.rl.records import PICTURES, ROLLOUTS, read_records
 
 CHROMIUM = shutil.which("chromium")
 HACK = "document.title='hacked'"
@@ -54,12 +54,14 @@ def rollout(number: int) -> list[dict[str, Any]]:
         turn(name, 2, "tool", "the agent says four", began_s=11.0, ended_s=14.0),
         turn(name, 3, "assistant", str(number % 7), num_tokens=2, policy_versions=[4, 4],
              began_s=14.0, ended_s=14.5),
-        end(name, reward=reward, answer=str(number % 7)),
+        end(name, reward=reward, answer=str(number % 7),
+            stop_reason="budget" if number % 100 == 3 else "answer",
+            environment="pointing" if number % 200 == 3 else "counting"),
     ]  # fmt: skip
     for child in range(2):
         inner = f"{name}.{child}"
         records += [
-            turn(inner, 0, "user", "look"),
+            turn(inner, 0, "user", f"look at {number}."),
             turn(inner, 1, "assistant", "four", began_s=11.0, ended_s=13.0 + child),
             end(inner, parent=name, called_by_turn=1, agent=f"agent {child}",
                 error="crashed" if lost and child else None),
@@ -189,6 +191,21 @@ def test_filters_by_reward_failure_and_words(page: Page):
 
 
 @pytest.mark.browser
+def test_filters_by_how_it_ended_where_it_was_and_what_sub_agents_said(page: Page):
+    page.reload()
+
+    page.fill("#max-reward", "0")
+    assert page.locator("#list li").count() == 91  # number % 11 == 0
+    page.fill("#max-reward", "")
+    page.select_option("#stop-reason", "budget")
+    assert page.locator("#list li").count() == 10
+    page.select_option("#environment", "pointing")
+    assert page.locator("#list li").count() == 5
+    page.fill("#words", "Look at 203.")
+    assert page.locator("#list li").count() == 1
+
+
+@pytest.mark.browser
 def test_sub_agents_stand_below_the_turn_that_called_them(page: Page):
     page.reload()
 
@@ -208,6 +225,18 @@ def test_pictures_of_rollouts_that_are_left_out_are_left_out_too(run: Path, tmp_
     assert page.count('"kind": "end"') == 6
     assert "question 998" in page
     assert "question 997" not in page
+
+
+def test_no_rollouts_may_be_asked_for(run: Path):
+    rollouts, num_left_out = newest(rollouts_of(read_records(run)), 0)
+    assert (rollouts, num_left_out) == ([], 1000)
+
+
+def test_the_newest_come_with_all_that_is_below_them():
+    parents = {"a": None, "a.0": "a", "b": None, "b.0": "b", "b.0.0": "b.0"}
+    rollouts = [{"name": name, "parent": parent} for name, parent in parents.items()]
+    shown, num_left_out = newest(rollouts, 1)
+    assert ([one["name"] for one in shown], num_left_out) == (["b", "b.0", "b.0.0"], 1)
 
 
 def test_a_run_without_anything_is_refused(tmp_path: Path):
