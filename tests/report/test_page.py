@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Page, sync_playwright
+from torch.utils.tensorboard import SummaryWriter
 
 from moonlit.report.page import newest, rollouts_of, write_page
 from moonlit.rl.records import PICTURES, ROLLOUTS, read_records
@@ -76,6 +77,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / PICTURES / "dot.png").write_bytes(PIXEL)
     lines = [json.dumps(record) for number in range(1000) for record in rollout(number)]
     (folder / ROLLOUTS / "step_000007.jsonl").write_text("\n".join(lines) + "\n")
+    with SummaryWriter(folder) as writer:  # a run that was stopped past step 3 ...
+        for step in range(5):
+            writer.add_scalar("rl/reward", 5.0 - step, step)
+            writer.add_scalar("perf/rollout_s", 1.0, step)
+    with SummaryWriter(folder) as writer:  # ... and goes on from there
+        for step in range(3, 8):
+            writer.add_scalar("rl/reward", step / 2 if step != 6 else float("nan"), step)
     return folder
 
 
@@ -172,7 +180,8 @@ def test_everything_that_can_be_used_has_a_name(page: Page):
 
     assert nameless == 0
     assert page.locator("#detail [role=img]").count() == 1
-    assert "3 agents" in (page.locator(".timeline").get_attribute("aria-label") or "")
+    timeline = page.locator(".timeline").get_attribute("aria-label") or ""
+    assert "3 agents over 4.500 seconds" in timeline
 
 
 @pytest.mark.browser
@@ -203,6 +212,28 @@ def test_filters_by_how_it_ended_where_it_was_and_what_sub_agents_said(page: Pag
     assert page.locator("#list li").count() == 5
     page.fill("#words", "Look at 203.")
     assert page.locator("#list li").count() == 1
+
+
+@pytest.mark.browser
+def test_a_curve_says_where_it_begins_ends_and_has_been(page: Page):
+    """The resumed run's points stand in for the first one's; the one that is no number is not."""
+    told = page.locator("#curves figcaption").all_inner_texts()
+    assert told == [
+        "rl/reward 5 to 3.500 (1.500 to 5), steps 0 to 7",
+        "perf/rollout_s 1 to 1 (1 to 1), steps 0 to 4",
+    ]
+
+
+@pytest.mark.browser
+def test_a_rollouts_facts_stand_beside_their_names(page: Page):
+    page.reload()
+    page.fill("#words", "question 103?")
+    facts = page.evaluate("""() => [...document.querySelectorAll('#detail > dl dt')].map(
+        (name) => [name.textContent, name.nextSibling.textContent])""")
+    assert facts == [
+        ["reward", "0.4000"], ["exact", "1"], ["ended by", "budget"], ["truth", "4"],
+        ["sampled tokens", "3"], ["num_calls", "0"],
+    ]  # fmt: skip
 
 
 @pytest.mark.browser

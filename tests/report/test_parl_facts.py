@@ -119,6 +119,13 @@ def test_a_chart_keeps_its_points_inside_and_its_words_harmless():
     assert "M46.0 210.0L348.0 28.0" in drawn
 
 
+def test_the_legend_names_means_and_not_their_seeds():
+    lines = [Line("seed", [(0.0, 1.0)], 0, faint=True), Line("mean", [(0.0, 1.0)], 0)]
+    drawn = chart("t", lines, x_name="x", y_name="y")
+    assert ">mean<" in drawn
+    assert ">seed<" not in drawn
+
+
 def test_the_command_as_it_is_printed(tmp_path: Path):
     """Catches: Hydra taking experiment= for the group of that name."""
     write(tmp_path, "swarm-0", answer(0, 0, 0.1, 8.0), answer(20, 0, 0.9, 5.0))
