@@ -58,6 +58,11 @@ def test_each_fault_costs_its_own_result_and_the_orchestrator_is_told(fault: str
     assert (swarm.stop_reason, swarm.error) == ("answer", None)
 
 
+def test_a_loop_costs_what_it_did_again_and_again():
+    swarm = run(PARALLEL, says("x"), worker=Faulty(READER, FaultRates(loop=1.0)), max_retries=1)
+    assert swarm.metrics["critical_steps"] == 1 + 2 * (3 * 2) + 1
+
+
 def test_faults_come_as_often_as_told_and_are_the_seeds():
     drawn = Counter(EACH.draw(seed) for seed in range(4000))
     assert all(340 < drawn[fault] < 460 for fault in WORDS)

@@ -69,7 +69,7 @@ def rollouts_of(records: Iterable[Record]) -> list[dict[str, Any]]:
 def newest(rollouts: list[dict[str, Any]], most: int) -> tuple[list[dict[str, Any]], int]:
     """Keep the last roots and all below them; say how many roots are left out."""
     roots = [rollout["name"] for rollout in rollouts if rollout["parent"] is None]
-    kept = set(roots[-most:])
+    kept = set(roots[max(0, len(roots) - most) :])
     parents = {rollout["name"]: rollout["parent"] for rollout in rollouts}
 
     def root_of(name: str) -> str:

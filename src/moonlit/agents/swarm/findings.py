@@ -19,8 +19,10 @@ from moonlit.batch import Trajectory
 READS = {"open": "title"}
 """Tools that read a page, and the argument that names it."""
 MAX_CLAIM_CHARS = 200
+"""Of a claim, a value and a title that are shown; compared are whole claims."""
 CONFIDENCE = re.compile(r"^confidence:\s*(\d+(?:\.\d+)?)\s*(%?)\s*$", re.IGNORECASE)
-LINE = re.compile(r"^[-*\s]*([^:|.]*\w[^:|.]*):\s*(\S.*)$")
+LINE = re.compile(r"^[-*\s]*([^:|.]*\w[^:|.]*):\s+(\S.*)$")
+"""``KEY: VALUE``; a time of day and an address have no space behind the colon."""
 WORD = re.compile(r"[^\W_]")
 
 
@@ -69,7 +71,7 @@ class Conflict:
     def record(self) -> dict[str, object]:
         """The conflict as JSON."""
         return {
-            "claim": self.claim,
+            "claim": self.claim[:MAX_CLAIM_CHARS],
             "findings": [
                 {
                     "agent": finding.agent,
@@ -145,4 +147,4 @@ def is_garbage(text: str) -> bool:
 
 def key_of(claim: str) -> str:
     """Return a claim with single spaces, in lower case."""
-    return " ".join(claim.casefold().split())[:MAX_CLAIM_CHARS]
+    return " ".join(claim.casefold().split())
