@@ -19,6 +19,7 @@ from time import monotonic
 from hydra import compose, initialize_config_dir
 
 from moonlit import cli
+from moonlit.report.parl_facts import FAULTS
 
 QUESTION = "Does PARL learn? Trains the arms of experiment=parl_facts."
 LAST = "checkpoints/last.ckpt"
@@ -47,6 +48,7 @@ class Stage:
     model: Sequence[str] = ()
 
 
+SMALL = ("model.decoder.model_width=32", "model.decoder.dense_width=64")
 STAGES = {
     "warmup_1": Stage(steps=500),
     # learns how many tasks to assign
@@ -65,10 +67,19 @@ STAGES = {
         traces=["source.parallel_fraction=0.9", "source.single_fraction=0.05", "seed=3",
                 "source.script.dead_share=0.67", "source.reassign_fraction=0.45"],
     ),
-    "rows_small": Stage(
-        steps=120, source="row_traces",
-        model=["model.decoder.model_width=32", "model.decoder.dense_width=64"],
+    "warmup_dead_3": Stage(
+        steps=500, begin="warmup_dead_2",
+        traces=["source.parallel_fraction=0.9", "source.single_fraction=0.05", "seed=5",
+                "source.script.dead_share=0.67", "source.reassign_fraction=0.5"],
     ),
+    # give rows to agents at random
+    "warmup_unlike": Stage(
+        steps=300, begin="warmup_2",
+        traces=["source.parallel_fraction=0.9", "source.single_fraction=0.05", "seed=4",
+                "source.script.deals_at_random=true"],
+    ),
+    "rows_small": Stage(steps=120, source="row_traces", model=SMALL),
+    "rows_small_longer": Stage(steps=400, source="row_traces", model=SMALL),
     "rows_large": Stage(steps=200, source="row_traces", begin="warmup_1"),
 }  # fmt: skip
 
@@ -91,6 +102,7 @@ class Arm:
 
 
 WORKER, REWARD = "phase.environment.workers.worker", "phase.environment.reward"
+FAULT_RATES = "phase.environment.faults"
 NO_SWARM = f"~{WORKER}"
 NO_PARALLEL, NO_FINISH = f"{REWARD}.parallel_weight=0", f"{REWARD}.finish_weight=0"
 REWARDS = {
@@ -107,22 +119,33 @@ ARMS = {
     "single_tight": Arm(overrides=[NO_SWARM]),
     **{f"{arm}_loose": Arm(overrides=[*rewards, *LOOSE]) for arm, rewards in REWARDS.items()},
     "faults": Arm(experiment="parl_faults"),
-    "dead_agents": Arm(experiment="parl_dead_agents", begin="warmup_dead_2"),
+    **{
+        f"faults_{fault}": Arm(
+            experiment="parl_faults",
+            overrides=[f"{FAULT_RATES}.{other}=0" for other in FAULTS if other != fault],
+        )
+        for fault in FAULTS
+    },
+    "dead_agents": Arm(experiment="parl_dead_agents", begin="warmup_dead_3"),
     "dead_agents_tight": Arm(
         experiment="parl_dead_agents", begin="warmup_dead_2",
-        overrides=["phase.environment.limits.max_critical_steps=9"],
+        overrides=["phase.environment.limits.max_critical_steps=9", "trainer.max_steps=10"],
     ),
+    "unlike_agents": Arm(experiment="parl_unlike_agents", begin="warmup_unlike"),
     "policy_agents": Arm(
         overrides=[f"subagent@{WORKER}=row_policy"],
         ckpts={f"{WORKER}.policy.ckpt": "rows_large"},
     ),
-    "policy_agents_small_then_large": Arm(
-        overrides=[f"subagent@{WORKER}=row_policy_small_then_large"],
-        ckpts={
-            f"{WORKER}.stages.{size}.worker.policy.ckpt": f"rows_{size}"
-            for size in ("small", "large")
-        },
-    ),
+    **{
+        f"policy_agents_{small}_then_large": Arm(
+            overrides=[f"subagent@{WORKER}=row_policy_small_then_large"],
+            ckpts={
+                f"{WORKER}.stages.small.worker.policy.ckpt": f"rows_{small}",
+                f"{WORKER}.stages.large.worker.policy.ckpt": "rows_large",
+            },
+        )
+        for small in ("small", "small_longer")
+    },
 }  # fmt: skip
 
 

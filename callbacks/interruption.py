@@ -54,7 +54,8 @@ class Interruption(Callback):
                 raise KeyboardInterrupt("a second Ctrl-C")
             return  # SLURM may send one to the job and one to its steps
         self.received = signal.Signals(number)
-        text = f"\n{self.received.name}: finishing this step, then saving and stopping\n"
+        text = f"\n{self.received.name}: finishing this step, then saving and stopping"
+        text += " (once more: at once, unsaved)\n" if number == signal.SIGINT else "\n"
         os.write(2, text.encode())  # print may be interrupted halfway by this very signal
 
     def on_train_batch_end(

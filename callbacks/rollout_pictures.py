@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from moonlit.batch import Group, Task, Trajectory
 from moonlit.chat.messages import Image as ImagePart
 from moonlit.chat.messages import Text
+from moonlit.rl.rewards.exact import DECIMALS, is_comparable, is_exact
 from moonlit.rl.rewards.parsing import boxes, points, tuples
 
 SIDE, LINE_HEIGHT, NUM_LINES = 240, 14, 8
@@ -25,6 +26,7 @@ class RolloutPictures(Callback):
 
     The phase keeps what it collected in ``last_groups``; a phase without is left alone. True boxes,
     points and outlines are green, those of the answer red; an answer that cannot be read has none.
+    The answer's words are green where it is right, else red.
 
     Args:
         every_n_iterations: the first, and every so many after it.
@@ -117,8 +119,11 @@ def card(task: Task, one: Trajectory) -> np.ndarray:
     paper.paste(shown, (0, 0))
     lines = [
         *((line, (0, 0, 0)) for line in textwrap.wrap(question_of(task), 38)[:3]),
-        (f"truth: {task.answer}"[:42], TRUE),
-        *((line, SAID) for line in textwrap.wrap(f"said: {one.text[:100]}", 40)[:3]),
+        (f"truth: {rounded(task.answer)}"[:42], TRUE),
+        *(
+            (line, TRUE if is_right(task, one) else SAID)
+            for line in textwrap.wrap(f"said: {one.text[:100]}", 40)[:3]
+        ),
         (f"reward {one.reward:.2f} ({one.stop_reason})", (0, 0, 0)),
     ]
     pen = ImageDraw.Draw(paper)
@@ -126,6 +131,18 @@ def card(task: Task, one: Trajectory) -> np.ndarray:
         where = (3, SIDE + row * LINE_HEIGHT)
         pen.text(where, line, fill=colour, font=ImageFont.load_default(11))
     return np.asarray(paper)
+
+
+def is_right(task: Task, one: Trajectory) -> bool:
+    """Whether an answer is verified right, or is the truth, coordinates at two decimals."""
+    return one.is_correct or (is_comparable(task.answer) and is_exact(one.text, task.answer))
+
+
+def rounded(truth: Any) -> Any:
+    """Return a truth with coordinates as answers write them."""
+    if isinstance(truth, list | tuple):
+        return [rounded(part) for part in truth]
+    return round(truth, DECIMALS) if isinstance(truth, float) else truth
 
 
 def said(environment: str, answer: str) -> Shapes:

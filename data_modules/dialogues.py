@@ -16,7 +16,7 @@ from data_modules.components.dialogue_files import (
     line_starts,
     read_dialogue,
 )
-from data_modules.components.digests import digest, tokenizer_digest
+from data_modules.components.digests import digest
 from data_modules.components.document import Document, dialogue_document
 from data_modules.components.held_out import HeldOutRows
 from data_modules.components.plan import Plan
@@ -133,7 +133,7 @@ class Dialogues(PlannedData):
                 path.name: digest(path.read_bytes())
                 for path in [*self.files("train"), *self.files("held_out")]
             },
-            "tokenizer": tokenizer_digest(self.tokenizer),
+            "tokenizer": self.tokenizer.digest,
             "row_tokens": self.geometry.row_tokens,
             "images": self.images,
             "too_long": self.too_long,

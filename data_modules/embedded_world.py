@@ -9,7 +9,7 @@ from typing import Any
 import PIL
 
 from data_modules.components.corpus import SourceRecipe
-from data_modules.components.digests import digest, tokenizer_digest
+from data_modules.components.digests import digest
 from data_modules.components.held_out import HeldOutRows
 from data_modules.components.mixture import Mixture
 from data_modules.components.plan import Plan, plan_run
@@ -129,7 +129,7 @@ class EmbeddedWorld(PlannedData):
         """Everything that the corpus is a function of."""
         return {
             "seed": self.seed,
-            "tokenizer": tokenizer_digest(self.tokenizer),
+            "tokenizer": self.tokenizer.digest,
             "num_pictures": self.num_pictures,
             "picture_side": self.picture_side,
             "questions_per_picture": self.questions_per_picture,

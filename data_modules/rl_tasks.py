@@ -2,15 +2,17 @@
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from data_modules.components.planned_data import PlannedData
 from data_modules.components.stream import PlannedLoader
-from data_modules.tasks.source import HELD_OUT, TRAIN, TaskSource
+from data_modules.tasks.source import HELD_OUT, TRAIN, TaskSource, markers_in, sound
 from moonlit.batch import PackedBatch, Task
 from moonlit.chat.tokenizer import Tokenizer
 
@@ -27,7 +29,7 @@ class RLTasks(LightningDataModule):
         sources: by name.
         weights: of the sources that are trained on; those without one are held out only.
         held_out: names of the sources whose held-out tasks are scored; None: all.
-        num_held_out: tasks of each.
+        num_held_out: tasks of each; 0: nothing is held out.
         chance: reward of guessing, by source, where it is known.
         ptx: the kept SFT set of the PTX loss; None: there is none.
     """
@@ -51,10 +53,14 @@ class RLTasks(LightningDataModule):
         self.weights = {name: float(weight) for name, weight in weights.items() if weight}
         if not self.weights or min(self.weights.values()) < 0:
             raise ValueError(f"data.weights={dict(weights)}: want one above 0, none below")
+        if num_held_out < 0:
+            raise ValueError(f"data.num_held_out={num_held_out}: want at least 0")
         self.seed, self.tokenizer = seed, Tokenizer.named(tokenizer)
         self.sources, self.chance = dict(sources), dict(chance)
-        self.held_out_names = list(sources if held_out is None else held_out)
+        names = list(sources if held_out is None else held_out)
+        self.held_out_names = names if num_held_out else []
         self.num_held_out = num_held_out
+        self.has_told_of_markers = False
         self.ptx = ptx
         self.ptx_loader: PlannedLoader | None = None
 
@@ -87,7 +93,23 @@ class RLTasks(LightningDataModule):
         shares = np.array(list(self.weights.values()))
         rng = np.random.default_rng([self.seed, zlib.crc32(b"task"), number])
         name = names[rng.choice(len(names), p=shares / shares.sum())]
-        return self.sources[name](TRAIN, number)
+        return self.made(name, TRAIN, number)
+
+    def made(self, name: str, split: str, number: int) -> Task:
+        """Return a source's task.
+
+        Raises:
+            ValueError: if it is none that a policy can be asked, naming it.
+        """
+        told = f"{split} task {number} of data.sources.{name}"
+        task = sound(self.sources[name](split, number), told)
+        if not self.has_told_of_markers and (markers := markers_in(task)):
+            self.has_told_of_markers = True
+            rank_zero_warn(
+                f"{told} holds {', '.join(markers)} in its words: such characters stay plain words,"
+                " pictures come as parts of a message (moonlit.chat.messages.Image)"
+            )
+        return task
 
     def tasks(self, name: str, num: int, *, held_out: bool, first: int = 0) -> list[Task]:
         """Return tasks of one source, numbered from ``first``.
@@ -98,13 +120,14 @@ class RLTasks(LightningDataModule):
         if name not in self.sources:
             raise ValueError(f"no source {name!r}: there are {', '.join(self.sources)}")
         split = HELD_OUT if held_out else TRAIN
-        return [self.sources[name](split, first + number) for number in range(num)]
+        return [self.made(name, split, first + number) for number in range(num)]
 
     def sample_tasks(self, num_tasks: int) -> list[Task]:
-        """Return held-out tasks, one source after another."""
+        """Return held-out tasks, one source after another; none where nothing is held out."""
         names = self.held_out_names
         return [
-            self.sources[names[n % len(names)]](HELD_OUT, n // len(names)) for n in range(num_tasks)
+            self.made(names[n % len(names)], HELD_OUT, n // len(names))
+            for n in range(num_tasks if names else 0)
         ]
 
     def train_dataloader(self) -> DataLoader[int]:
@@ -120,7 +143,7 @@ class RLTasks(LightningDataModule):
             num_ranks = getattr(strategy, "data_parallel_size", self.trainer.world_size)
         numbers = range(rank, self.num_held_out, num_ranks)
         return [
-            DataLoader(HeldOutTasks(self.sources[name], numbers), batch_size=None)
+            DataLoader(HeldOutTasks(partial(self.made, name), numbers), batch_size=None)
             for name in self.held_out_names
         ]
 

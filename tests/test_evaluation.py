@@ -1,7 +1,7 @@
 """Seeing and blind answers, counted by set; the commands' errors."""
 
 import asyncio
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from moonlit.rl.conversation import pictures_of
 from moonlit.rl.engines.native import NativeEngine
 from moonlit.rl.loading import require_vocabulary, sandboxes
 from moonlit.rl.rewards.rules import RuleJudge
+from moonlit.train import check_words
 from tests.models.shapes import DECODER, ENCODER
 from tests.rl.scripted import TOKENIZER, Scripted, conversation, says
 
@@ -79,11 +80,25 @@ def test_a_real_engine_answers_every_task():
     assert engine.batch.cache.num_pages_in_use == 0
 
 
-def test_a_checkpoint_of_another_vocabulary_is_refused_by_its_numbers():
-    model = Kimi(decoder=DECODER, vision=None)
-    settings = {"ckpt": "a.ckpt", "tokenizer": "embedded"}
+def test_a_checkpoint_of_another_vocabulary_is_refused_by_its_numbers(tmp_path: Path):
+    """Before its weights are read: it has none."""
+    ckpt = tmp_path / "a.ckpt"
+    given = {"ckpt": str(ckpt), "tokenizer": "embedded"}
+    torch.save({"shapes": {"decoder": asdict(DECODER), "vision": None}}, ckpt)
     with pytest.raises(ValueError, match=r"a.ckpt has 61 token ids.*embedded has 2304"):
-        require_vocabulary(model, TOKENIZER, settings)
+        require_vocabulary(given)
+
+    fits = {"vocab_size": TOKENIZER.vocab_size, "media_pad_id": TOKENIZER.special.media_pad_id}
+    shapes = {"decoder": asdict(DECODER) | fits, "vision": None}
+    for digest in (TOKENIZER.digest, "of other ranks"):
+        torch.save({"shapes": shapes, "made_by": {"tokenizer": digest}}, ckpt)
+        if digest == TOKENIZER.digest:
+            require_vocabulary(given)
+            check_words("embedded", str(ckpt))
+    with pytest.raises(ValueError, match="other words than those of tokenizer=embedded"):
+        require_vocabulary(given)
+    with pytest.raises(ValueError, match="was trained with another tokenizer than"):
+        check_words("embedded", str(ckpt))
 
 
 def settings(**values: object) -> dict[str, object]:

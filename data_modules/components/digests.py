@@ -2,13 +2,6 @@
 
 import hashlib
 
-from moonlit.chat.tokenizer import Tokenizer
-
-
-def tokenizer_digest(tokenizer: Tokenizer) -> str:
-    """Digest of a tokenizer's ranks."""
-    return digest(*(b"%d" % rank + token for token, rank in tokenizer.ranks.items()))
-
 
 def digest(*parts: bytes) -> str:
     """Return sixteen hexadecimal digits that change with any part."""

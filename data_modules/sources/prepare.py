@@ -39,7 +39,7 @@ from data_modules.components.corpus import (
     joined,
     locked,
 )
-from data_modules.components.digests import digest, tokenizer_digest
+from data_modules.components.digests import digest
 from data_modules.components.document import INDEX_DTYPE
 from data_modules.components.part import Part
 from data_modules.sources.readers import Reader, Shard
@@ -95,7 +95,7 @@ class PrepareSource:
         return {
             "kind": type(self.reader).__name__,
             "reader": self.reader.asked_for(),
-            "tokenizer": tokenizer_digest(self.rows.tokenizer),
+            "tokenizer": self.rows.tokenizer.digest,
             "max_document_tokens": self.rows.max_document_tokens,
             "sound": self.rows.sound,
         }

@@ -8,6 +8,7 @@ from typing import Any
 from data_modules.tasks.source import HELD_OUT
 from moonlit.batch import Task
 from moonlit.chat.messages import Message
+from moonlit.rl.rewards.reasoning import library
 
 SPLIT_SIZE = 1_000_000
 
@@ -34,10 +35,8 @@ class ReasoningGym:
     @lru_cache(maxsize=2)  # noqa: B019  # a source lives as long as the run
     def dataset(self, split: str) -> Any:
         """Return the dataset of a split."""
-        import reasoning_gym
-
         seed = zlib.crc32(f"{self.seed}/{split}".encode()) % 2**31
-        return reasoning_gym.create_dataset(self.name, seed=seed, size=SPLIT_SIZE, **self.config)
+        return library().create_dataset(self.name, seed=seed, size=SPLIT_SIZE, **self.config)
 
     def __call__(self, split: str, number: int) -> Task:
         """Return a task; its truth is the dataset's name and entry, for the verifier."""

@@ -9,6 +9,7 @@ No list of names and no value has to be copied: that is what a model of this siz
 from a few million tokens.
 """
 
+import random
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -35,7 +36,7 @@ NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine
 HELD_OUT_ONE_IN = 5
 """Of the sheets."""
 AGENTS = ("w1", "w2")
-"""That a warm-up trace creates: tasks go round among them."""
+"""That a warm-up trace creates."""
 FILLER = "fill"
 """What they are told to be."""
 FILL = {
@@ -138,7 +139,8 @@ class TableJudge:
 
         A cell counts that the agent filled in itself, or a sub-agent that came back; one that was
         not asked for counts against them, whatever became of who tried it. Measured too: rows that
-        were assigned and lost, those of them that were assigned again, and those that are filled.
+        were assigned and lost, those of them that were assigned again, and those that are filled;
+        tasks that the first of the agents was given.
 
         Raises:
             VerifierError: for a task without rows.
@@ -164,6 +166,7 @@ class TableJudge:
             "rows_lost": float(len(lost)),
             "rows_reassigned": float(len(again)),
             "rows_mended": float(len(lost.keys() & whole)),
+            "asked_first": float(sum(one.agent == AGENTS[0] for one in trajectory.children)),
         }
         return {"wide_table": f1(cells, wanted)}
 
@@ -209,12 +212,14 @@ class TableScript:
 
     Args:
         dead_share: of the tasks at which one of the agents is dead.
+        deals_at_random: rows to agents, so that training can find out whom to ask; else they go
+            round among them.
     """
 
     toolbox = staticmethod(fill_cells)
 
-    def __init__(self, *, dead_share: float = 0.0) -> None:
-        self.dead_share = dead_share
+    def __init__(self, *, dead_share: float = 0.0, deals_at_random: bool = False) -> None:
+        self.dead_share, self.deals_at_random = dead_share, deals_at_random
 
     def worker(self) -> SubAgent:
         """Return who serves as sub-agent."""
@@ -230,9 +235,13 @@ class TableScript:
     def parallel(self, task: Task) -> list[list[tuple[str, dict[str, Any]]]]:
         """Return the one turn of a swarm."""
         created = [("create_subagent", {"name": one, "system_prompt": FILLER}) for one in AGENTS]
+        num = len(task.answer)
+        agents = [AGENTS[n % len(AGENTS)] for n in range(num)]
+        if self.deals_at_random:
+            agents = random.Random(f"deal/{task.prompt[-1].words}").choices(AGENTS, k=num)
         assigned = [
-            ("assign_task", {"agent": AGENTS[n % len(AGENTS)], "prompt": row[0]})
-            for n, row in enumerate(task.answer)
+            ("assign_task", {"agent": agent, "prompt": row[0]})
+            for agent, row in zip(agents, task.answer, strict=True)
         ]
         return [created + assigned]
 

@@ -52,6 +52,7 @@ HELD_OUT_FAMILIES: dict[str, Family] = {
     "motion": clips.motion,
 }
 TASK_FAMILIES: dict[str, Family] = {
+    "attributes": scenes.attributes,
     "pointing": referring.pointing,
     "every_point": referring.every_point,
     "every_box": referring.every_box,
@@ -59,7 +60,7 @@ TASK_FAMILIES: dict[str, Family] = {
     "charts": charts.charts,
     "sequences": sequences.sequences,
 }
-"""Families that only reinforcement learning asks for, in either split."""
+"""Families that reinforcement learning asks for in either split; all but one it alone."""
 CHANCE = {
     "counting": 1 / scenes.MAX_COUNT,
     "colours": 1 / len(COLOURS),

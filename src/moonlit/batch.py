@@ -72,7 +72,9 @@ class Task:
     environment: str
     """What scores it: ``counting``, ``grounding``, ``pointing``, ``segmentation``, ``ocr``, ..."""
     answer: Any
-    """The exact truth, JSON-serialisable: a number, a text, boxes, points or polygons in [0, 1]."""
+    """The exact truth, JSON-serialisable: a number, a text, boxes, points or polygons in [0, 1].
+
+    An empty list of boxes or points: nothing is there, and the right answer is ``none``."""
     tags: dict[str, str] = field(default_factory=dict)
     """Free labels such as the split or the composition the picture was drawn from."""
 

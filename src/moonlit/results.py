@@ -23,7 +23,8 @@ def reward_table(held_out: HeldOutRewards, chance: Mapping[str, float]) -> Table
     """Lay out the rewards of answers made by generation."""
     table = Table(title="held out, by generation", title_justify="left")
     table.add_column("set")
-    for column in ("answers", "reward", "by chance", "solved", "tokens", "errors"):
+    told = [name.replace("_", " ") for name in held_out.watched]
+    for column in ("answers", "reward", "by chance", "solved", "tokens", *told, "errors"):
         table.add_column(column, justify="right")
     for name, score in held_out.scores.items():
         table.add_row(
@@ -33,6 +34,7 @@ def reward_table(held_out: HeldOutRewards, chance: Mapping[str, float]) -> Table
             f"{chance[name]:.3f}" if name in chance else "",
             f"{score.mean(score.num_solved):.1%}",
             f"{score.mean(score.num_tokens):.1f}",
+            *(f"{score.mean(value):.2f}" for value in score.sums),
             f"{score.num_errors}",
         )
     return table

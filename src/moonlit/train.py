@@ -20,9 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from moonlit.chat.tokenizer import Tokenizer
+from moonlit.distributed.checkpoint import account_of
 from moonlit.distributed.dep import DEPStrategy
 from moonlit.distributed.initial_model import InitialModel
 from moonlit.distributed.launcher import STOPPED
+from moonlit.distributed.sharded_checkpoint import is_sharded
 from moonlit.parts import made
 from moonlit.phases.base import PhaseModule
 from moonlit.phases.joint_pretraining import JointPretraining
@@ -199,6 +201,8 @@ def build(cfg: DictConfig) -> Run:
     callbacks = made(cfg.callbacks)
     build_model = made(cfg.model)
     check_vocabulary(cfg.tokenizer, build_model.keywords["decoder"])
+    if cfg.init_from is not None and (Path(cfg.init_from).is_file() or is_sharded(cfg.init_from)):
+        check_words(cfg.tokenizer, cfg.init_from)
     with torch.device("meta"):  # what cannot be built is refused before the corpus is made
         build_model()
     optim = made(cfg.optim)
@@ -223,6 +227,16 @@ def build(cfg: DictConfig) -> Run:
         trainer=trainer,
         callbacks=dict(callbacks),
     )
+
+
+def check_words(tokenizer: str, init_from: str) -> None:
+    """Refuse weights that were trained with another tokenizer of the same size."""
+    wrote = account_of(init_from).get("made_by", {}).get("tokenizer")
+    if wrote not in (None, Tokenizer.named(tokenizer).digest):
+        raise ValueError(
+            f"init_from={init_from} was trained with another tokenizer than tokenizer={tokenizer}: "
+            "name the one that it was trained with"
+        )
 
 
 def check_vocabulary(tokenizer: str, decoder: Any) -> None:

@@ -72,6 +72,7 @@ def test_a_rare_word_weighs_more_than_a_common_one():
         ([], 0.0, 0.0),
         ([["12000", "Brun"]], 0.0, 0.0),
         ([*TRUTH, ["Made", "up"], ["Made", "too"]], 8 / 11, 4 / 6),
+        ([["Brun", "9000"], ["Kela", "12000"]], 4 / 8, 0.0),  # each has the other's value
     ],
 )
 def test_tables_are_scored_by_items_and_rows(
@@ -86,3 +87,4 @@ def test_a_written_table_reads_back():
 
     assert read_table(text, 2) == TRUTH
     assert read_table("Brun, 12000", 2) == []
+    assert read_table("|a|b|\n|-|-|\n|Brun||", 2) == [["Brun", ""]]

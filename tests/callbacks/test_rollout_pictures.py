@@ -11,7 +11,17 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from callbacks.rollout_pictures import SAID, SIDE, TRUE, RolloutPictures, card, chosen, sheet
+from callbacks.rollout_pictures import (
+    LINE_HEIGHT,
+    SAID,
+    SIDE,
+    TRUE,
+    RolloutPictures,
+    card,
+    chosen,
+    rounded,
+    sheet,
+)
 from moonlit.batch import Group, Task, Trajectory
 from moonlit.chat.messages import Image as ImagePart
 from moonlit.chat.messages import Message, Text
@@ -68,6 +78,30 @@ def test_an_answer_that_cannot_be_read_shows_the_truth_alone(answer: str):
     drawn = card(task("grounding"), rollout(answer))
     assert not (drawn[:SIDE] == SAID).all(axis=-1).any()
     assert (drawn[:SIDE] == TRUE).all(axis=-1).any()
+
+
+@pytest.mark.parametrize(
+    ("environment", "answer", "reward", "right"),
+    [
+        ("grounding", "(0.25, 0.25, 0.50, 0.75)", 0.0, True),  # two decimals are the truth
+        ("grounding", "(0.25, 0.25, 0.50, 0.70)", 0.9, False),
+        ("counting", "3", 0.5, True),  # right, if too long for a length rule
+        ("counting", "There are 3.", 1.0, True),
+        ("counting", "4", 0.7, False),
+        ("segmentation", "", 0.0, False),
+    ],
+)
+def test_what_was_said_is_green_where_it_is_right(environment, answer, reward: float, right: bool):
+    words = card(task(environment), rollout(answer, reward))[SIDE + 2 * LINE_HEIGHT :]
+    red, green, _ = np.moveaxis(words.astype(int), -1, 0)
+    assert (red - green > 60).any() == (not right)  # letters have soft edges
+
+
+def test_a_truth_is_written_at_two_decimals():
+    assert rounded([[0.123456789, 0.5, 1.0]]) == [[0.12, 0.5, 1.0]]
+    assert [rounded(truth) for truth in (3, "red", {"name": 0.12345})] == [
+        3, "red", {"name": 0.12345},
+    ]  # fmt: skip
 
 
 def test_the_best_stands_above_the_worst_and_lost_ones_are_left_out():

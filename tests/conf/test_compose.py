@@ -34,6 +34,21 @@ def test_experiment_composes_with_nothing_missing(experiment: str | None):
     assert not OmegaConf.missing_keys(cfg)
 
 
+@pytest.mark.parametrize("phase", ["visual_rl", "joint_rl"])
+def test_held_out_pictures_are_what_their_sets_are_called_and_all_that_is_trained(phase: str):
+    tasks = made(compose_run(f"phase={phase}").data)
+
+    def asked(name: str, *, held_out: bool) -> set[str]:
+        some = tasks.tasks(name, 40, held_out=held_out, first=0)
+        return {task.environment for task in some}
+
+    assert {"colours", "shapes"} <= set(tasks.held_out_names)
+    assert asked("colours", held_out=True) == {"colour"}
+    assert asked("shapes", held_out=True) == {"shape"}
+    trained = asked("attributes", held_out=False)
+    assert trained == asked("attributes", held_out=True) == {"colour", "shape"}
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_part_of_an_experiment_can_be_built(experiment: str | None, tmp_path: Path):
     chosen = [f"experiment={experiment}"] if experiment else []

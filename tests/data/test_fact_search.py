@@ -154,6 +154,21 @@ def test_every_kind_has_an_exact_answer_on_its_pages(kind: str):
         assert not any(word in words for word in ("parallel", "agent", "same time", "split"))
 
 
+def test_a_row_is_right_when_all_of_its_cells_are():
+    (task,) = tasks("wide", 1)
+    header, (row, *rows) = task.answer["header"], task.answer["rows"]
+    wrong = write_table(header, [[*row[:-1], "wrong"], *rows])
+    f1, metrics = answered(task, wrong)
+    num, width = len(rows) + 1, len(header)
+    assert f1 == pytest.approx((num * width - 1) / (num * width))
+    assert metrics["row_f1"] == pytest.approx((num - 1) / num)
+
+
+def test_worlds_of_one_split_differ():
+    worlds = {task.tags["world"] for task in tasks("wide", 40)}
+    assert len(worlds) == len({tuple(world_of(one).facts.cities) for one in worlds}) == 4
+
+
 def test_splits_share_no_name():
     def names(split: str) -> set[str]:
         some = set()

@@ -1,7 +1,9 @@
 """Tasks by number: pure, split, mixed as asked."""
 
+import warnings
 from collections import Counter
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -13,7 +15,9 @@ from data_modules.tasks.downloads import Downloads
 from data_modules.tasks.pictures import Pictures
 from data_modules.tasks.reasoning import ReasoningGym
 from data_modules.tasks.source import HELD_OUT, TRAIN
+from moonlit.batch import Task
 from moonlit.chat.messages import Image as ImagePart
+from moonlit.chat.messages import Message, VideoChunk
 from moonlit.rl.rewards.rules import RULES
 
 SOURCES = {
@@ -103,12 +107,60 @@ def test_held_out_tasks_come_once_over_the_ranks(num_ranks: int):
     assert seen == {n: words(SOURCES["downloads"](HELD_OUT, n)) for n in range(4)}
 
 
+def made(task: Any) -> RLTasks:
+    return tasks(sources={"mine": lambda split, number: task}, weights={"mine": 1.0})
+
+
+def asking(prompt: Any) -> Task:
+    return Task(prompt=prompt, domain="perception", environment="counting", answer=3)
+
+
+@pytest.mark.parametrize(
+    ("task", "told"),
+    [
+        (None, "is None: want a moonlit.batch.Task"),
+        ({"prompt": []}, "want a moonlit.batch.Task"),
+        (Mock(Task, prompt="How many?", environment="counting"), "has the prompt 'How many.'"),
+        (Mock(Task, prompt=[{"role": "user"}], environment="counting"), "want a list of moonlit"),
+        (Mock(Task, prompt=None, environment="counting"), "has the prompt None"),
+        (asking([]), "asks nothing"),
+        (asking([Message(role="user", content="  ")]), "asks nothing"),
+        (asking([Message(role="user", content=[Mock(ImagePart, image=None)])]), "has the part"),
+        (asking([Message(role="user", content=[Mock(VideoChunk, frames=[])])]), "has the part"),
+        (Mock(Task, prompt=[], environment=None), "has the environment None"),
+    ],
+)
+def test_what_is_no_task_is_named_where_it_enters(task: Any, told: str):
+    data = made(task)
+    with pytest.raises(ValueError, match=rf"^train task 7 of data\.sources\.mine .*{told}"):
+        data.task(7)
+    with pytest.raises(ValueError, match=rf"^held_out task 0 .*{told}"):
+        next(iter(data.val_dataloader()[0]))
+
+
+def test_a_special_token_in_words_is_told_of_once():
+    data = made(asking([Message(role="user", content="<|media_pad|> How many?")]))
+    with pytest.warns(
+        UserWarning, match=r"^train task 2 of data\.sources\.mine holds <\|media_pad"
+    ):
+        data.task(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data.task(3)
+
+
+def test_none_held_out_is_no_set():
+    data = tasks(num_held_out=0)
+    assert (data.held_out_names, data.val_dataloader(), data.sample_tasks(3)) == ([], [], [])
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
         ({"weights": {"weather": 1.0}}, "weights names"),
         ({"weights": {"sums": 0.0}}, "want one above 0"),
         ({"held_out": ["weather"]}, "held_out names"),
+        ({"num_held_out": -3}, r"data\.num_held_out=-3: want at least 0"),
     ],
 )
 def test_what_does_not_fit_is_refused(change: dict, told: str):

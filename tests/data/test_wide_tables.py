@@ -10,7 +10,7 @@ import pytest
 
 from data_modules.components.dialogue_files import PicturesIn, parse_dialogue
 from data_modules.tasks.source import HELD_OUT, TRAIN
-from data_modules.tasks.swarm_traces import SwarmTraces, trace
+from data_modules.tasks.swarm_traces import SwarmTraces, reassigned, trace
 from data_modules.tasks.wide_tables import (
     TableJudge,
     TableRows,
@@ -42,6 +42,7 @@ def test_the_splits_share_no_sheet():
     assert len(train) > 150
     assert len(held_out) > 50
     assert not train & held_out
+    assert not {name for name in train | held_out if name[0] == "w"}  # agents are called so
 
 
 def test_a_task_asks_for_rows_in_a_line_and_says_nothing_of_how():
@@ -211,6 +212,22 @@ def test_a_trace_with_a_dead_agent_gives_its_rows_to_the_other_one_or_not(number
         assert (done.rewards["wide_table"] == 1.0) is reassigns
 
 
+def test_a_trace_can_deal_rows_to_agents_at_random():
+    """Another way at another task, the same at the same; and the judge counts who was asked."""
+    script, first = TableScript(deals_at_random=True), []
+    for number in range(40):
+        turns = script.parallel(SOURCE(TRAIN, number))
+        assert turns == script.parallel(SOURCE(TRAIN, number))
+        first += [call["agent"] == "w1" for name, call in turns[0] if name == "assign_task"]
+    assert sum(first) == pytest.approx(len(first) / 2, abs=len(first) / 6)
+
+    task = SOURCE(TRAIN, 3)
+    line = asyncio.run(trace(task, script, is_parallel=True, has_swarm=True, reassigns=False))
+    done = rolled_out(line, has_swarm=True, number=3)
+    asked = [call["agent"] for name, call in script.parallel(task)[0] if name == "assign_task"]
+    assert done.metrics["asked_first"] == asked.count("w1") != asked.count("w2")
+
+
 def test_a_row_is_what_a_sub_agent_is_asked_for():
     """Its trace stands in the context of a sub-agent: system prompt, row, the tool alone."""
     rows = TableRows(seed=3)
@@ -228,17 +245,30 @@ def test_a_row_is_what_a_sub_agent_is_asked_for():
 def test_the_shares_of_traces_are_what_was_asked_for(tmp_path):
     settings = {"parallel_fraction": 0.25, "single_fraction": 0.5, "reassign_fraction": 0.0}
     SwarmTraces(
-        folder=str(tmp_path), source=SOURCE, script=SCRIPT, first=0, num_train=200,
+        folder=str(tmp_path), source=SOURCE, script=SCRIPT, first=500, num_train=200,
         num_held_out=1, vocabulary=400, seed=0, **settings,
     ).prepare_data()  # fmt: skip
 
     assert Tokenizer.named(tmp_path / "tokenizer").vocab_size == 400 + 256
     lines = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    asked = [line["messages"][0]["content"] for line in lines]
+    assert asked == [SOURCE(TRAIN, 500 + number).prompt[0].words for number in range(200)]
     parallel = sum(line["provenance"]["parallel"] for line in lines)
     alone = sum(len(line["tools"]) == 1 for line in lines)
     assert parallel == pytest.approx(50, abs=20)
     assert alone == pytest.approx(100, abs=20)
     assert not any(line["provenance"]["parallel"] and len(line["tools"]) == 1 for line in lines)
+
+
+def test_lost_rows_go_round_among_the_agents_that_lost_none():
+    created = [("create_subagent", {"name": one, "system_prompt": "fill"}) for one in "abc"]
+    lost = [("assign_task", {"agent": "b", "prompt": row}) for row in ("one", "two", "three")]
+    again = reassigned(lost, [*created, *lost])
+    assert [(given["agent"], given["prompt"]) for _, given in again] == [
+        ("a", "one"), ("c", "two"), ("a", "three"),
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="nobody is left to do what b lost"):
+        reassigned(lost, [created[1], *lost])
 
 
 def test_a_cell_that_is_not_there_is_a_tool_error():

@@ -5,6 +5,7 @@ import torch
 from moonlit.batch import Segment, Trajectory
 from moonlit.phases.held_out import HeldOut, answer_numbers
 from moonlit.phases.held_out_rewards import HeldOutRewards
+from moonlit.results import held_out_table
 
 F, T = False, True
 
@@ -70,3 +71,18 @@ def test_scores_by_generation_are_means_over_what_was_judged_on_all_ranks():
     assert told.pop("held_out/none/errors") == 2.0
     assert len(told) == 3
     assert all(math.isnan(value) for value in told.values())
+
+
+def test_what_is_watched_of_a_swarm_is_told_beside_the_reward():
+    held_out = HeldOutRewards(("critical_steps", "parallelism"))
+    some = [answer(1.0, 4), answer(0.0, 4), answer(0.0, 9, error="lost")]
+    for one, steps in zip(some, (5.0, 8.0, 99.0), strict=True):
+        one.metrics |= {"critical_steps": steps, "parallelism": 2.0}
+    held_out.add("facts", some)
+    held_out.sum_over_ranks(lambda sums: 2 * sums)
+
+    assert held_out.metrics()["held_out/facts/critical_steps"] == 6.5
+    assert held_out.metrics()["held_out/facts/parallelism"] == 2.0
+    table = held_out_table(held_out, {})
+    cells = {str(column.header): list(column.cells) for column in table.columns}
+    assert (cells["critical steps"], cells["parallelism"]) == (["6.50"], ["2.00"])

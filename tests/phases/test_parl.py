@@ -27,6 +27,7 @@ from moonlit.losses.policy_gradient import clipped_ratio_loss
 from moonlit.models.kimi import Kimi
 from moonlit.optim.baselines import adamw
 from moonlit.phases.parl import PARL
+from moonlit.phases.policy_phase import PolicyPhase
 from moonlit.rl.engines.native import NativeEngine
 from moonlit.rl.frozen_policy import FrozenPolicy
 from moonlit.rl.length_rules import NoRule
@@ -68,9 +69,25 @@ def frozen(ckpt: Path) -> FrozenPolicy:
 
 
 def test_a_frozen_policy_talks_as_it_was_told(small: Path):
-    talk = frozen(small).load()
+    policy = frozen(small)
+    talk = policy.load()
     assert (talk.sampling.temperature, talk.max_new_tokens, talk.max_turns) == (1.0, 6, 2)
+    assert talk.context is policy.context
     talk.engine.close()
+
+
+def test_a_frozen_policy_passes_on_all_that_it_is_given(small: Path):
+    """Catches: sub-agents whose steps nobody sees, and who go on past the budget."""
+    given = {"seed": 3, "tools": object(), "watch": object(), "is_spent": object()}
+    policy, asked = frozen(small), {}
+
+    class Talks:
+        async def reply(self, messages, **more):
+            asked.update(more)
+
+    policy.conversation = Talks()
+    asyncio.run(policy.reply([], **given))
+    assert asked == given
 
 
 class Delegates(SwarmEnvironment):
@@ -100,7 +117,7 @@ def parl(workers: Mapping[str, Any], **rollouts: Any) -> PARL:
         objective=partial(clipped_ratio_loss, low=0.5, high=5.0, regularisation=0.01),
         environment=Delegates(
             workers=workers, toolbox=NO_TOOLS, judge=Length(),
-            reward=ParlReward(parallel_weight=0.1, finish_weight=0.1, annealed_by=0.5, cap=2),
+            reward=ParlReward(parallel_weight=0.1, finish_weight=0.2, annealed_by=0.5, cap=2),
             limits=SwarmLimits(max_retries=0),
         ),
         build_engine=NativeEngine.copy_of,
@@ -156,8 +173,13 @@ def test_sub_agents_do_not_exist_in_training(small: Path, tmp_path: Path):
 
     worker.policy.aclose = keep_first
     rows = []
-    updates = phase.updates
-    phase.updates = lambda groups: (rows.append(made) or made for made in updates(groups))
+    pack_rows = phase.rows
+
+    def keep_rows(groups):
+        rows.append(pack_rows(groups))
+        return rows[-1]
+
+    phase.rows = keep_rows
 
     path = tmp_path / "last.ckpt"
     run(phase, max_steps=2, callbacks=[SaveAtEnd(path)])
@@ -249,6 +271,18 @@ def test_an_evaluation_asks_who_serves_at_its_step(monkeypatch: pytest.MonkeyPat
     assert phase.environment.progress == 0.5
     phase.environment.tell(progress=0.4, step=3)
     assert phase.environment.workers_now() == {"w": small}
+
+
+def test_the_weights_of_both_rewards_are_logged_by_their_names(monkeypatch: pytest.MonkeyPatch):
+    """A quarter of the way to nothing."""
+    phase, logged = parl({"w": Counts()}), {}
+    monkeypatch.setattr(PARL, "global_step", 1)
+    monkeypatch.setattr(PolicyPhase, "collect", lambda phase: [])
+    phase.trainer = Trainer(accelerator="cpu", logger=False, max_steps=8)
+    phase.log_dict = logged.update
+    phase.collect()
+    wanted = {"swarm/lambda_parallel": 0.75 * 0.1, "swarm/lambda_finish": 0.75 * 0.2}
+    assert logged == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("steps", [[], [3], [-1, 0], [0, 0]])

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Page, sync_playwright
+from torch.utils.tensorboard import SummaryWriter
 
-from moonlit.report.page import write_page
-from moonlit.rl.records import PICTURES, ROLLOUTS
+from moonlit.report.page import newest, rollouts_of, write_page
+from moonlit.rl.records import PICTURES, ROLLOUTS, read_records
 
 CHROMIUM = shutil.which("chromium")
 HACK = "document.title='hacked'"
@@ -54,12 +55,14 @@ def rollout(number: int) -> list[dict[str, Any]]:
         turn(name, 2, "tool", "the agent says four", began_s=11.0, ended_s=14.0),
         turn(name, 3, "assistant", str(number % 7), num_tokens=2, policy_versions=[4, 4],
              began_s=14.0, ended_s=14.5),
-        end(name, reward=reward, answer=str(number % 7)),
+        end(name, reward=reward, answer=str(number % 7),
+            stop_reason="budget" if number % 100 == 3 else "answer",
+            environment="pointing" if number % 200 == 3 else "counting"),
     ]  # fmt: skip
     for child in range(2):
         inner = f"{name}.{child}"
         records += [
-            turn(inner, 0, "user", "look"),
+            turn(inner, 0, "user", f"look at {number}."),
             turn(inner, 1, "assistant", "four", began_s=11.0, ended_s=13.0 + child),
             end(inner, parent=name, called_by_turn=1, agent=f"agent {child}",
                 error="crashed" if lost and child else None),
@@ -74,6 +77,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / PICTURES / "dot.png").write_bytes(PIXEL)
     lines = [json.dumps(record) for number in range(1000) for record in rollout(number)]
     (folder / ROLLOUTS / "step_000007.jsonl").write_text("\n".join(lines) + "\n")
+    with SummaryWriter(folder) as writer:  # a run that was stopped past step 3 ...
+        for step in range(5):
+            writer.add_scalar("rl/reward", 5.0 - step, step)
+            writer.add_scalar("perf/rollout_s", 1.0, step)
+    with SummaryWriter(folder) as writer:  # ... and goes on from there
+        for step in range(3, 8):
+            writer.add_scalar("rl/reward", step / 2 if step != 6 else float("nan"), step)
     return folder
 
 
@@ -119,6 +129,28 @@ def test_a_thousand_rollouts_open(page: Page):
 
 
 @pytest.mark.browser
+def test_it_opens_at_its_top_and_the_keyboard_brings_rows_into_view(page: Page, run: Path):
+    """A tall page: the list lies below the first screen, as with a dozen curves."""
+    tall = (run / "report.html").read_text().replace("</style>", "#curves{height:2000px}</style>")
+    (run / "tall.html").write_text(tall)
+    page.goto((run / "tall.html").as_uri())
+    page.wait_for_selector("#list li", state="attached")
+    assert page.evaluate("scrollY") == 0
+
+    page.locator("#list").focus()
+    for key in ("End", "Home", "ArrowDown"):
+        page.keyboard.press(key)
+        seen = """() => {
+            const row = document.querySelector('#list [aria-selected=true]');
+            const box = row.getBoundingClientRect();
+            return row.checkVisibility() && box.top >= 0 && box.bottom <= innerHeight;
+        }"""
+        page.wait_for_function(seen, timeout=5000)
+    assert page.evaluate("scrollY") > 0
+    page.goto((run / "report.html").as_uri())
+
+
+@pytest.mark.browser
 def test_the_keyboard_is_enough(page: Page):
     page.reload()
     page.locator("#list").focus()
@@ -148,7 +180,8 @@ def test_everything_that_can_be_used_has_a_name(page: Page):
 
     assert nameless == 0
     assert page.locator("#detail [role=img]").count() == 1
-    assert "3 agents" in (page.locator(".timeline").get_attribute("aria-label") or "")
+    timeline = page.locator(".timeline").get_attribute("aria-label") or ""
+    assert "3 agents over 4.500 seconds" in timeline
 
 
 @pytest.mark.browser
@@ -164,6 +197,43 @@ def test_filters_by_reward_failure_and_words(page: Page):
     assert page.locator("#list li").count() == 1
     page.fill("#words", "no such words")
     assert page.locator("#detail").inner_text() == "No rollout fits."
+
+
+@pytest.mark.browser
+def test_filters_by_how_it_ended_where_it_was_and_what_sub_agents_said(page: Page):
+    page.reload()
+
+    page.fill("#max-reward", "0")
+    assert page.locator("#list li").count() == 91  # number % 11 == 0
+    page.fill("#max-reward", "")
+    page.select_option("#stop-reason", "budget")
+    assert page.locator("#list li").count() == 10
+    page.select_option("#environment", "pointing")
+    assert page.locator("#list li").count() == 5
+    page.fill("#words", "Look at 203.")
+    assert page.locator("#list li").count() == 1
+
+
+@pytest.mark.browser
+def test_a_curve_says_where_it_begins_ends_and_has_been(page: Page):
+    """The resumed run's points stand in for the first one's; the one that is no number is not."""
+    told = page.locator("#curves figcaption").all_inner_texts()
+    assert told == [
+        "rl/reward 5 to 3.500 (1.500 to 5), steps 0 to 7",
+        "perf/rollout_s 1 to 1 (1 to 1), steps 0 to 4",
+    ]
+
+
+@pytest.mark.browser
+def test_a_rollouts_facts_stand_beside_their_names(page: Page):
+    page.reload()
+    page.fill("#words", "question 103?")
+    facts = page.evaluate("""() => [...document.querySelectorAll('#detail > dl dt')].map(
+        (name) => [name.textContent, name.nextSibling.textContent])""")
+    assert facts == [
+        ["reward", "0.4000"], ["exact", "1"], ["ended by", "budget"], ["truth", "4"],
+        ["sampled tokens", "3"], ["num_calls", "0"],
+    ]  # fmt: skip
 
 
 @pytest.mark.browser
@@ -187,6 +257,18 @@ def test_pictures_of_rollouts_that_are_left_out_are_left_out_too(run: Path, tmp_
     assert page.count('"kind": "end"') == 6
     assert "question 998" in page
     assert "question 997" not in page
+
+
+def test_no_rollouts_may_be_asked_for(run: Path):
+    rollouts, num_left_out = newest(rollouts_of(read_records(run)), 0)
+    assert (rollouts, num_left_out) == ([], 1000)
+
+
+def test_the_newest_come_with_all_that_is_below_them():
+    parents = {"a": None, "a.0": "a", "b": None, "b.0": "b", "b.0.0": "b.0"}
+    rollouts = [{"name": name, "parent": parent} for name, parent in parents.items()]
+    shown, num_left_out = newest(rollouts, 1)
+    assert ([one["name"] for one in shown], num_left_out) == (["b", "b.0", "b.0.0"], 1)
 
 
 def test_a_run_without_anything_is_refused(tmp_path: Path):

@@ -20,7 +20,10 @@ PICTURE = PILImage.new("RGB", (28, 28), "red")
 def child() -> Trajectory:
     return Trajectory(
         agent="reader",
-        prompt=[Message(role="user", content="read page 4")],
+        prompt=[
+            Message(role="system", content="read"),
+            Message(role="user", content="read page 4"),
+        ],
         called_by=1,
         segments=[segment([False, True], [-1, 2])],
         messages=[Message(role="assistant", content="nothing there")],
@@ -100,6 +103,23 @@ def test_a_sub_agent_is_linked_to_the_turn_that_called_it():
     assert ends["7/0-2/0.0"]["error"] == "TimeoutError: 5 s"
     assert ends["7/0-2/0"]["reward"] == 1.0
     assert ends["7/0-2/0.0"]["reward"] is None
+
+
+def test_a_sub_agents_turns_begin_with_what_it_was_told():
+    turns = [r for r in records() if r["kind"] == "turn" and r["parent"] is not None]
+    words = [(r["turn"], r["text"]) for r in turns]
+    assert words == [(0, "read"), (1, "read page 4"), (2, "nothing there")]
+
+
+def test_all_below_a_rollout_are_one_process_of_its_trace():
+    whole = group()
+    whole.trajectories[0].children[0].children = [child()]
+    made = list(group_records(whole, step=7, number="0", store_picture=lambda image: "x.png"))
+    assert {r["rollout"]: r["parent"] for r in made}["7/0/0.0.0"] == "7/0/0.0"
+    events = chrome_trace(made)["traceEvents"]
+    for kind in ("M", "X"):
+        places = {(event["pid"], event["tid"]) for event in events if event["ph"] == kind}
+        assert places == {(0, 0), (0, 1), (0, 2)}
 
 
 def test_the_trace_holds_every_timed_turn_in_microseconds():

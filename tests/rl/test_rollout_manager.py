@@ -2,6 +2,7 @@
 
 import asyncio
 import heapq
+import re
 import threading
 import time
 from collections import Counter
@@ -219,7 +220,49 @@ def test_a_rollout_that_never_ends_is_cut_and_counted():
 
     groups = manager.collect(3)
 
-    assert [one.error for one in groups[1].trajectories] == ["lengths: TimeoutError: "] * K
+    told = "lengths: TimeoutError: no end after timeout_s=0.2"
+    assert [one.error for one in groups[1].trajectories] == [told] * K
+
+
+def test_a_time_out_of_the_environments_own_stays_its_own():
+    class Impatient(Lengths):
+        async def run(self, task: Task, policy: Any, *, seed: int) -> Trajectory:
+            raise TimeoutError
+
+    manager = make(environment=Impatient(), timeout_s=60.0, max_error_fraction=1.0)
+
+    (group,) = manager.collect(1)
+
+    assert [one.error for one in group.trajectories] == ["lengths: TimeoutError"] * K
+
+
+def test_an_environment_that_returns_no_rollout_is_named_and_counted():
+    class Forgets(Lengths):
+        async def run(self, task: Task, policy: Any, *, seed: int) -> Any:
+            await super().run(task, policy, seed=seed)
+
+    manager = make(environment=Forgets(), max_error_fraction=1.0)
+
+    (group,) = manager.collect(1)
+    (answer,) = manager.evaluate([group.task], manager.policy)
+
+    told = r"lengths: TypeError: Forgets\.run returned None: want a moonlit\.batch\.Trajectory"
+    for one in (*group.trajectories, answer):
+        assert re.fullmatch(told, one.error or "")
+    assert manager.counts.errors == K
+
+
+def test_an_environment_without_aclose_has_nothing_to_close():
+    class Open:
+        run = Lengths.run
+
+    manager = make(environment=Open())
+    manager.collect(1)
+
+    MADE.remove(manager)
+    manager.close()
+
+    assert not manager.thread.thread.is_alive()
 
 
 def test_a_time_limit_stands_still_while_rollouts_are_held():

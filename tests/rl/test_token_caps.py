@@ -1,6 +1,7 @@
 """Caps by the kind of task: answers are cut there, and being cut costs."""
 
 import asyncio
+import warnings
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from moonlit.batch import Task, Trajectory
 from moonlit.chat.messages import Message
 from moonlit.rl.dialogue_environment import DialogueEnvironment
 from moonlit.rl.rewards.rules import RuleJudge
+from moonlit.rl.rollout_manager import RolloutManager
 from moonlit.rl.token_caps import TokenCaps
+from tests.rl.managers import MADE
 from tests.rl.scripted import Scripted, calls, conversation, says
 
 
@@ -59,6 +62,30 @@ def test_a_cap_holds_over_all_turns():
     assert asked(engine) == [min(64, 2 * len(turn)), len(turn)]
     assert reply.stop_reason == "length"
     assert reply.num_tokens == 2 * len(turn)
+
+
+def test_a_cap_that_no_task_meets_is_told_of_once_after_an_iteration():
+    """Names come with the tasks, so a misspelt one can only be seen when they have come."""
+    task = Task(
+        prompt=[Message(role="user", content="How many?")], domain="perception",
+        environment="counting", answer=4,
+    )  # fmt: skip
+    manager = RolloutManager(
+        task_of=lambda number: task,
+        environment=DialogueEnvironment(
+            judge=RuleJudge(), caps=TokenCaps(tokens={"countin": 8, "counting": 8})
+        ),
+        policy=conversation(Scripted(*[says("4")] * 4)),
+        group_size=2,
+    )
+    MADE.append(manager)
+    told = r"^caps\.tokens\.countin: no task .* such an environment; there were counting$"
+    with pytest.warns(UserWarning, match=told) as warned:
+        manager.collect(1)
+    assert len(warned) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        manager.collect(1)
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,13 @@ def test_a_run_goes_on_with_its_own_configuration_only(tmp_path: Path):
     folder.record(CONFIGURATION)
     folder.require_same(CONFIGURATION | {"run_dir": "b", "strategy": {"ep_size": 2}})
     assert folder.changes(CONFIGURATION) == []
+    begun = CONFIGURATION | {"init_from": "a.ckpt"}
+    folder.require_same(begun)  # the command that goes on, and then the first one again
+    folder.record(begun)
+    folder.require_same(CONFIGURATION | {"init_from": None})
+    with pytest.raises(ValueError, match=r"init_from is 'a\.ckpt' there, 'b\.ckpt' here"):
+        folder.require_same(CONFIGURATION | {"init_from": "b.ckpt"})
+    folder.record(CONFIGURATION)
 
     changed = CONFIGURATION | {"optim": {"lr": 0.2, "betas": (0.9, 0.95)}}
     with pytest.raises(ValueError, match=r"optim\.lr is 0\.1 there, 0\.2 here\. Take another"):

@@ -61,9 +61,9 @@ def environment(worker=READER, *, faults=None, toolbox=open_pages, **limits) -> 
     )
 
 
-def run(*turns: list[int], worker=READER, **settings) -> Trajectory:
+def run(*turns: list[int], worker=READER, seed: int = 3, **settings) -> Trajectory:
     policy = conversation(Scripted(*turns), max_turns=6)
-    return asyncio.run(environment(worker, **settings).run(TASK, policy, seed=3))
+    return asyncio.run(environment(worker, **settings).run(TASK, policy, seed=seed))
 
 
 def found(n: int) -> str:

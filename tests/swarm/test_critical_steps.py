@@ -1,8 +1,11 @@
 """Critical steps against traces counted by hand, and between their bounds."""
 
+from types import SimpleNamespace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moonlit.agents.swarm.assignment import Assignment
 from moonlit.agents.swarm.critical_steps import (
     critical_steps,
     own_steps,
@@ -35,6 +38,14 @@ def test_attempts_that_failed_were_steps_too():
     """The second sub-agent crashed after 3 steps before it needed 2: 5 in its stage."""
     assert critical_steps(orchestrator(worker(0, steps=4), worker(1, steps=2, lost=3))) == 2 + 5
     assert total_steps(orchestrator(worker(0, steps=4), worker(1, steps=2, lost=3))) == 2 + 9
+
+
+def test_steps_are_exact_while_an_attempt_is_at_work():
+    """Two attempts are lost, the second of them in its first turn; the third has taken 2 of 4."""
+    one = Assignment(agent="w0", prompt=[], called_by=1)
+    for critical, total in ((3, 5), (0, 0), (2, 4)):
+        one.begin(SimpleNamespace(critical_steps=critical, total_steps=total))
+    assert (one.critical_steps, one.total_steps) == (3 + 1 + 2, 5 + 1 + 4)
 
 
 def test_a_swarm_in_a_swarm():

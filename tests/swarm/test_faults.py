@@ -7,7 +7,7 @@ import pytest
 
 from data_modules.tasks.wide_facts import WideFacts, answer, open_pages
 from moonlit.agents.swarm.assignment import FAILURES, failure_of
-from moonlit.agents.swarm.faults import DeadAgents, FaultRates, Faulty
+from moonlit.agents.swarm.faults import DeadAgents, FaultRates, Faulty, UnlikeAgents
 from moonlit.agents.swarm.subagent import PolicySubAgent
 from moonlit.batch import Trajectory
 from moonlit.rl.conversation import Conversation
@@ -76,6 +76,11 @@ def test_each_fault_costs_its_own_result_and_the_orchestrator_is_told(fault: str
     assert sum(failed.values()) == pytest.approx(1 / 3)
     assert swarm.rewards["finish"] == pytest.approx(2 / 3)
     assert (swarm.stop_reason, swarm.error) == ("answer", None)
+
+
+def test_a_loop_costs_what_it_did_again_and_again():
+    swarm = run(PARALLEL, says("x"), worker=Faulty(READER, FaultRates(loop=1.0)), max_retries=1)
+    assert swarm.metrics["critical_steps"] == 1 + 2 * (3 * 2) + 1
 
 
 def test_faults_come_as_often_as_told_and_are_the_seeds():
@@ -154,3 +159,19 @@ def test_a_dead_agent_loses_all_that_it_is_assigned_and_another_one_does_it():
     for wrong in ({"names": [], "share": 0.5}, {"names": ["w1"], "share": 1.5}):
         with pytest.raises(ValueError, match="a share in"):
             DeadAgents(READER, **wrong)
+
+
+def test_unlike_agents_are_lost_as_often_as_their_names_say():
+    """A retry may come through; who has no name there is never lost."""
+    swarm = run(PARALLEL, says("x"), worker=UnlikeAgents(READER, success={"w1": 0.0}))
+    assert told(swarm)[3] == found(0)
+    assert told(swarm)[4].startswith("Error: w1 failed: ConnectionError: w1 was lost")
+    assert told(swarm)[5] == found(2)
+
+    unlike = UnlikeAgents(READER, success={"w1": 0.3})
+    tried = [
+        run(PARALLEL, says("x"), worker=unlike, seed=seed, max_retries=0) for seed in range(200)
+    ]
+    assert sum(told(one)[4] == found(1) for one in tried) == pytest.approx(60, abs=25)
+    with pytest.raises(ValueError, match="w2"):
+        UnlikeAgents(READER, success={"w1": 1.0, "w2": 1.5})

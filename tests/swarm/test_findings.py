@@ -56,6 +56,8 @@ def disagree(*texts: str, task: str = "population of Norvo") -> list[str]:
         (TABLE.format("120 or 135"), TABLE.format("135 or 120"), []),
         ("Population: 120\nriver: Bela", "river:  BELA\npopulation: 135", ["population"]),
         ("founded: 1200", "river: Bela", []),  # about different things
+        ("Norvo: see https://a.org", "see https://b.org", []),  # an address is no line
+        ("river: Bela\n12:30", "river: Bela\n12:45", []),  # nor is a time of day
     ],
 )
 def test_findings_disagree_claim_by_claim(one: str, other: str, claims: list[str]):
@@ -63,8 +65,9 @@ def test_findings_disagree_claim_by_claim(one: str, other: str, claims: list[str
 
 
 def test_other_tasks_are_other_claims():
-    some = [finding("12", task="age of Bela"), finding("13", task="age of Cora")]
-    assert conflicts(some) == []
+    for asked in ("age of ", "Read what stands below, page by page. " * 9 + "Then: age of "):
+        some = [finding("12", task=f"{asked}Bela"), finding("13", task=f"{asked}Cora")]
+        assert conflicts(some) == []
 
 
 @pytest.mark.parametrize(
@@ -78,12 +81,12 @@ def test_confidence_is_what_was_stated(text: str, confidence: float | None):
 
 def test_pages_are_those_that_were_opened_also_by_agents_below():
     """A page that could not be read is none; a call id written twice does not mix results up."""
-    opens = [ToolCall("open", {"title": t}, "functions.open:0") for t in ("A", "gone", "A")]
+    opens = [ToolCall("open", {"title": t}, "functions.open:0") for t in ("B", "gone", "A", "B")]
     below = ToolCall("open", {"title": "C"})
     child = agent(
         Message(role="assistant", content="", tool_calls=[*opens, ToolCall("search", {})]),
         *(Message(role="tool", content=text, name="open", tool_call_id="functions.open:0")
-          for text in ("a", "Error: there is no page", "a", "1. B")),
+          for text in ("b", "Error: there is no page", "a", "b", "1. B")),
         children=[
             agent(
                 Message(role="assistant", content="", tool_calls=[below]),
@@ -91,7 +94,7 @@ def test_pages_are_those_that_were_opened_also_by_agents_below():
             )
         ],
     )  # fmt: skip
-    assert finding_of(child).pages == ("A", "C")
+    assert finding_of(child).pages == ("B", "A", "C")
 
 
 PAIR = calls(creates(0), creates(1), assigns(0, "population of Norvo: a"),
@@ -116,6 +119,13 @@ def test_a_conflict_is_shown_with_both_values_whoever_came_back_first():
     assert swarm.metrics["conflicts"] == 1
     back = Says(**dict(reversed(BOTH.texts.items())))
     assert told(run(PAIR, says("x"), worker=back)) == told(swarm)
+
+
+def test_a_conflict_is_no_longer_than_a_result_may_be():
+    swarm = run(PAIR, says("x"), worker=BOTH, max_result_chars=60)
+    words, note = swarm.messages[-2].words.split("\n")
+    assert len(words) == 60
+    assert note.endswith("more characters were cut off]")
 
 
 def test_a_conflict_is_told_once_and_again_when_it_grows():

@@ -70,6 +70,42 @@ def test_a_sub_agent_has_sub_agents_and_its_steps_are_counted_to_the_last():
     assert swarm.rewards["wide_search"] == 1.0
 
 
+def test_who_was_used_and_tried_again_is_counted_at_every_depth():
+    """The lead's first reader is lost once; lead and three readers were created and used."""
+
+    class LostOnce:
+        seen = 0
+
+        async def work(self, prompt, task, *, seed, swarm):
+            self.seen += 1
+            if self.seen == 1:
+                raise ConnectionError("gone")
+            return await READER.work(prompt, task, seed=seed, swarm=swarm)
+
+    below = lead(readers(*NAMES), says("12"))
+    swarm = run(LEAD, says("x"), worker={"w": LostOnce(), "lead": below}, max_depth=2)
+    names = ("agents_created", "agents_used", "tasks_assigned", "retries")
+    assert [swarm.metrics[name] for name in names] == [4, 4, 4, 1]
+
+
+def test_what_sub_agents_disagree_about_is_no_work_of_who_is_told_so():
+    """Catches: a lead of trivial sub-agents that is paid for having done something."""
+
+    class Guesses:
+        async def work(self, prompt, task, *, seed, swarm):
+            text = f"age: {swarm.agent}"
+            return Trajectory(
+                segments=[], messages=[Message(role="assistant", content=text)], spans=[],
+                stop_reason="answer", text=text,
+            )  # fmt: skip
+
+    below = lead(readers(*NAMES[:2]), says("12"))
+    swarm = run(LEAD, says("x"), worker={"w": Guesses(), "lead": below}, max_depth=2)
+    (child,) = swarm.children
+    assert child.messages[-2].name == "conflicts"
+    assert child.metrics["num_useful_calls"] == 0
+
+
 def test_deeper_than_configured_is_a_tool_error():
     """At depth 1 the lead is told so, whatever tools it names, and goes on."""
     below = lead(readers(NAMES[0]), says("12"))

@@ -11,10 +11,11 @@ from moonlit.agents.swarm.reward import ParlReward
 from moonlit.agents.swarm.schedule import Stage
 from moonlit.agents.swarm.scripted import OneCall
 from moonlit.agents.swarm.subagent import PolicySubAgent
-from moonlit.agents.swarm.swarm import Swarm
+from moonlit.agents.swarm.swarm import Swarm, seed_of
 from moonlit.agents.toolbox import Toolboxes
 from moonlit.batch import Trajectory
 from moonlit.chat.messages import Message
+from moonlit.rl.conversation import SEED_BITS
 from moonlit.rl.rewards.rules import RuleJudge
 from moonlit.rl.swarm_environment import SwarmEnvironment
 from tests.rl.scripted import SPECIAL, TOKENIZER, Scripted, conversation, says
@@ -26,6 +27,7 @@ from tests.swarm.orchestrating import (
     assigns,
     calls,
     creates,
+    environment,
     found,
     run,
     told,
@@ -43,6 +45,38 @@ def test_a_swarm_answers_in_the_steps_of_one_reader():
     assert swarm.metrics["parallelism"] == 3
     assert told(swarm)[3:] == [found(n) for n in range(3)]
     assert {child.called_by for child in swarm.children} == {1}
+
+
+def test_a_rollout_is_paid_by_the_weights_it_began_with():
+    """An evaluation or the next iteration may tell how far the run is while it is under way."""
+
+    class Tells:
+        async def work(self, prompt, task, *, seed, swarm):
+            whole.tell(progress=1.0, step=9)
+            return await READER.work(prompt, task, seed=seed, swarm=swarm)
+
+    whole = environment(Tells())
+    policy = conversation(Scripted(PARALLEL, says(answer(TASK.answer))))
+    assert asyncio.run(whole.run(TASK, policy, seed=3)).reward == pytest.approx(1.2)
+
+
+def test_everybody_is_let_go():
+    gone = []
+
+    class Closes:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        async def work(self, prompt, task, *, seed, swarm):
+            raise AssertionError("never")
+
+        async def aclose(self) -> None:
+            gone.append(self.name)
+
+    whole = environment({name: Closes(name) for name in ("w", "lead")})
+    whole.toolbox, whole.judge = Closes("tools"), Closes("judge")
+    asyncio.run(whole.aclose())
+    assert sorted(gone) == ["judge", "lead", "tools", "w"]
 
 
 def test_a_single_agent_needs_a_step_a_page():
@@ -105,11 +139,12 @@ class Faulty:
     """The second sub-agent has a fault at its first ``times`` attempts."""
 
     def __init__(self, fault: str, times: int) -> None:
-        self.fault, self.times, self.seeds = fault, times, []
+        self.fault, self.times, self.seeds, self.seeds_below = fault, times, [], []
 
     async def work(self, prompt, task, *, seed, swarm):
         if NAMES[1] in prompt[-1].parts[0].text:
             self.seeds.append(seed)
+            self.seeds_below.append(swarm.seed)
             if len(self.seeds) <= self.times:
                 if self.fault == "crash":
                     raise OSError("the page server is gone")
@@ -145,8 +180,18 @@ def test_a_retry_has_a_fresh_seed_and_its_steps_count():
     swarm = run(PARALLEL, says(answer(TASK.answer)), worker=worker, max_retries=2)
 
     assert len(set(worker.seeds)) == 2
+    assert len(set(worker.seeds_below)) == 2
     assert swarm.rewards["finish"] == 1.0
     assert swarm.metrics["critical_steps"] == 1 + (2 + 2) + 1
+
+
+def test_every_attempt_of_every_task_of_every_rollout_has_a_seed_of_its_own():
+    seeds = {
+        seed_of(rollout, number) + retry
+        for rollout in range(9) for number in range(1, 9) for retry in range(7)
+    }  # fmt: skip
+    assert len(seeds) == 9 * 8 * 7
+    assert max(seeds) < 1 << SEED_BITS
 
 
 @pytest.mark.parametrize("max_retries", [0, 1, 2])
@@ -155,6 +200,12 @@ def test_every_attempt_that_crashed_was_a_step(max_retries: int):
     swarm = run(PARALLEL, says("x"), worker=Faulty("crash", 9), max_retries=max_retries)
     assert swarm.children[1].metrics["lost_steps"] == max_retries + 1
     assert swarm.metrics["critical_steps"] == 1 + max(2, max_retries + 1) + 1
+    assert swarm.metrics["total_steps"] == 2 + (2 + 2) + (max_retries + 1)
+
+
+def test_who_comes_back_without_a_turn_has_taken_a_step():
+    swarm = run(calls(creates(0), assigns(0, "p")), says("x"), worker=Kind("12"))
+    assert swarm.metrics["critical_steps"] == 1 + 1 + 1
 
 
 def test_what_cannot_be_is_a_tool_error():
@@ -174,6 +225,7 @@ def test_endless_spawning_is_bounded():
     many = calls(creates(0), *(assigns(0, f"age of {NAMES[0]} {n}") for n in range(20)))
     swarm = run(many, says("x"), max_assignments=5)
     assert len(swarm.children) == 5
+    assert swarm.metrics["agents_used"] == 1
     assert told(swarm)[6:] == ["Error: at most 5 tasks may be assigned"] * 15
 
 
@@ -227,16 +279,17 @@ def test_a_policy_can_be_a_sub_agent_with_its_own_tools_only():
 def test_kinds_of_sub_agents_are_asked_for_by_name():
     async def names() -> list[str]:
         swarm = Swarm(
-            {"reader": Kind("r"), "counter": Kind("c")}, TASK,
+            {"reader": Kind("r"), "counter": Kind("c"), "reader of maps": Kind("m")}, TASK,
             limits=SwarmLimits(), num_prompt=1, seed=0,
         )  # fmt: skip
         outputs = []
-        for name in ("reader 1", "counter 2", "someone"):
+        for name in ("reader 1", "counter 2", "someone", "reader of maps 3"):
             await swarm.create({"name": name, "system_prompt": "s"})
             outputs.append(await swarm.assign({"agent": name, "prompt": "p"}))
         return [output.text for output in outputs]
 
-    assert asyncio.run(names()) == ["reader 1: r", "counter 2: c", "someone: r"]
+    told = ["reader 1: r", "counter 2: c", "someone: r", "reader of maps 3: m"]
+    assert asyncio.run(names()) == told
 
 
 def test_unlike_kinds_have_engines_tools_and_prompts_of_their_own():

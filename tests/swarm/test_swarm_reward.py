@@ -37,6 +37,9 @@ def test_children_that_work_at_the_same_time_pay_up_to_the_cap():
         ([worker(n, name="w0") for n in range(4)], (0.0, 0.0)),  # one child does all
         ([worker(0), worker(1), worker(2, error="crashed")], (0.5, 2 / 3)),
         ([worker(0), worker(1), worker(2, stop_reason="turns")], (0.5, 2 / 3)),
+        # lost, and done by another one: at the same time, later
+        ([worker(0), worker(1, error="lost"), worker(2, task="read page 1")], (0.5, 2 / 3)),
+        ([worker(0), worker(1, error="lost"), worker(2, 4, task="read page 1")], (0.0, 2 / 3)),
     ],
 )
 def test_what_does_not_pay(children, wanted):

@@ -66,7 +66,10 @@ class GroupJudge(Protocol):
 
 @runtime_checkable
 class Environment(Protocol):
-    """Lets a policy work on a task."""
+    """Lets a policy work on a task.
+
+    What rollouts share, such as a pool of sandboxes, it lets go in an ``aclose``, if it has one.
+    """
 
     async def run(self, task: Task, policy: Any, *, seed: int) -> Trajectory:
         """Return the rollout, judged.
@@ -76,10 +79,6 @@ class Environment(Protocol):
             policy: how the policy is talked to (``moonlit.rl.conversation.Conversation``).
             seed: of all that is drawn.
         """
-        ...
-
-    async def aclose(self) -> None:
-        """Let go of what rollouts shared, such as a pool of sandboxes."""
         ...
 
 

@@ -56,7 +56,10 @@ def lines_of(text: str) -> tuple[list[str], list[list[str]]]:
     rules = [place for place, line in enumerate(lines) if set(line) <= set("|-: ") and "-" in line]
     if not rules:
         return [], []
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    cells = [
+        [cell.strip() for cell in line.removeprefix("|").removesuffix("|").split("|")]
+        for line in lines
+    ]
     header = cells[rules[0] - 1] if rules[0] else []
     return header, cells[rules[0] + 1 :]
 

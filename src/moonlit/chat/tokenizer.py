@@ -7,10 +7,12 @@ Source: the release's tokenizer (pattern, rank file format, limits on the length
 """
 
 import base64
+import hashlib
 import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 
@@ -100,6 +102,14 @@ class Tokenizer:
     def named(cls, name: Path | str) -> "Tokenizer":
         """Return the vocabulary that ``tokenizer=`` means: ``embedded``, or one in a folder."""
         return cls.embedded() if name == "embedded" else cls.from_folder(name)
+
+    @cached_property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits that change with any rank."""
+        sha = hashlib.sha256()
+        for token, rank in self.ranks.items():
+            sha.update(hashlib.sha256(b"%d" % rank + token).digest())
+        return sha.hexdigest()[:16]
 
     @property
     def vocab_size(self) -> int:

@@ -138,6 +138,22 @@ def model_from_checkpoint(path: _PATH) -> Kimi:
     return model
 
 
+def account_of(path: _PATH) -> dict[str, Any]:
+    """Return what a checkpoint says of itself, such as ``shapes`` and ``made_by``.
+
+    Weights that it holds stay on the disk until they are used.
+
+    Raises:
+        FileNotFoundError: if there is no such checkpoint.
+        ValueError: if the file is truncated, or holds no shapes.
+    """
+    rest = Path(path) / STATE_FILE if is_sharded(path) else Path(path)
+    checkpoint = read(rest, map_location="cpu", weights_only=None, mmap=True)
+    if "shapes" not in checkpoint:
+        raise ValueError(f"{path} does not say the model's shapes: no phase of ours wrote it")
+    return checkpoint
+
+
 def stored_model(path: _PATH) -> tuple[Kimi, Mapping[str, Tensor]]:
     """Return the network a checkpoint was trained with, without memory, and its weights by name.
 
@@ -147,10 +163,7 @@ def stored_model(path: _PATH) -> tuple[Kimi, Mapping[str, Tensor]]:
         FileNotFoundError: if there is no such checkpoint.
         ValueError: if the file is truncated, holds no shapes or no weights, or does not fit them.
     """
-    rest = Path(path) / STATE_FILE if is_sharded(path) else Path(path)
-    checkpoint = read(rest, map_location="cpu", weights_only=None, mmap=True)
-    if "shapes" not in checkpoint:
-        raise ValueError(f"{path} does not say the model's shapes: no phase of ours wrote it")
+    checkpoint = account_of(path)
     decoder, vision = checkpoint["shapes"]["decoder"], checkpoint["shapes"]["vision"]
     with torch.device("meta"):
         model = Kimi(

@@ -11,10 +11,12 @@ Shapes = dict[str, dict[str, Any] | None]
 
 
 def makers(phase: Any) -> dict[str, str]:
-    """Name a phase and its optimizer."""
+    """Name a phase and its optimizer, and digest the tokenizer of its data, if that has one."""
     build = phase.build_optimizer
     optimizer = getattr(build, "func", build)
-    return {"phase": type(phase).__name__, "optim": getattr(optimizer, "__name__", "")}
+    made_by = {"phase": type(phase).__name__, "optim": getattr(optimizer, "__name__", "")}
+    tokenizer = getattr(phase.trainer.datamodule, "tokenizer", None)
+    return made_by if tokenizer is None else made_by | {"tokenizer": tokenizer.digest}
 
 
 def shapes_of(model: Kimi) -> Shapes:

@@ -18,6 +18,7 @@ class PARL(PolicyPhase):
     Source: arXiv:2602.02276, Sec. 3.
     """
 
+    watched = ("critical_steps", "parallelism")
     environment: SwarmEnvironment
 
     def collect(self) -> list[Group]:

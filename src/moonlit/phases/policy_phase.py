@@ -63,6 +63,8 @@ class PolicyPhase(PhaseModule):
 
     samples_from_whole_model = True
     loss_name = "rl/loss_per_token"
+    watched: tuple[str, ...] = ()
+    """Metrics of answers that are told of the held-out sets, beside rewards."""
     held_out: HeldOutRewards  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
@@ -90,7 +92,7 @@ class PolicyPhase(PhaseModule):
         if rollouts.context.needs_swarm and not getattr(environment, "workers", None):
             raise ValueError("context=sharding wants an environment with sub-agents (workers)")
         self.ptx_coef, self.scales = ptx_coef, Scales()
-        self.held_out = HeldOutRewards()
+        self.held_out = HeldOutRewards(self.watched)
         self.last_groups: list[Group] = []
         self.last_answers: list[HeldOutAnswer] = []
         self.manager: RolloutManager | None = None

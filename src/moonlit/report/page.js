@@ -94,7 +94,7 @@ function option(root, place) {
   return row;
 }
 
-function select(root) {
+function select(root, pageFollows = false) {
   selected = root;
   const list = byId("list"), place = shown.indexOf(root);
   list.querySelector('[aria-selected="true"]')?.setAttribute("aria-selected", "false");
@@ -105,7 +105,9 @@ function select(root) {
   }
   const row = list.children[place];
   row.setAttribute("aria-selected", "true");
+  const [x, y] = [scrollX, scrollY];
   row.scrollIntoView({ block: "nearest" });
+  if (!pageFollows) scrollTo(x, y); // only the list scrolls: the page opens at its top
   list.setAttribute("aria-activedescendant", row.id);
   byId("detail").replaceChildren(...detail(root));
   byId("detail").scrollTop = 0;
@@ -118,7 +120,7 @@ byId("list").addEventListener("keydown", (event) => {
   if (event.key === "Enter") byId("detail").focus();
   if (target === undefined || last < 0) return;
   event.preventDefault();
-  select(shown[Math.min(Math.max(target, 0), last)]);
+  select(shown[Math.min(Math.max(target, 0), last)], true);
 });
 
 // One rollout

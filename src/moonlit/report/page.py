@@ -78,7 +78,7 @@ def newest(rollouts: list[dict[str, Any]], most: int) -> tuple[list[dict[str, An
     Sub-agents whose root was never written to its end are left out too.
     """
     roots = [rollout["name"] for rollout in rollouts if rollout["parent"] is None]
-    kept = set(roots[-most:])
+    kept = set(roots[max(0, len(roots) - most) :])
     parents = {rollout["name"]: rollout["parent"] for rollout in rollouts}
 
     def root_of(name: str) -> str:

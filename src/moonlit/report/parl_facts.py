@@ -24,6 +24,7 @@ from moonlit.report.arms import (
 )
 from moonlit.report.charts import Line, chart, figure
 
+FAULTS = ("crash", "hang", "loop", "overflow", "garbage")
 ARMS = {
     "swarm": "swarm, both rewards annealed",
     "single": "single agent, as many steps as it needs",
@@ -35,11 +36,14 @@ ARMS = {
     "no_parallel_loose": "17 steps: swarm, lambda 1 = 0",
     "no_finish_loose": "17 steps: swarm, lambda 2 = 0",
     "no_both_loose": "17 steps: swarm, lambda 1 = lambda 2 = 0",
-    "faults": "swarm, each fault at 10 %",
+    "faults": "swarm, all five faults at 10 % each",
     "dead_agents": "17 steps: swarm, one agent dead at 2 of 3 tasks",
     "dead_agents_tight": "swarm, one agent dead at 2 of 3 tasks",
+    **{f"faults_{fault}": f"swarm, {fault} at 10 %" for fault in FAULTS},
+    "unlike_agents": "swarm, of two agents one is lost at 7 of 10 tasks",
     "policy_agents": "swarm, a checkpoint plays the sub-agents",
     "policy_agents_small_then_large": "swarm, a small checkpoint, then a larger one",
+    "policy_agents_small_longer_then_large": "the same, the small one trained for longer",
 }
 """Arms by the name of their runs' folders; others are shown by that name."""
 PLOTTED = ("swarm", "single", "no_both", "swarm_loose", "no_both_loose")
@@ -64,7 +68,7 @@ def write_comparison(folder: Path, out: Path) -> str:
         "Arms: before PARL and after it, held-out tasks": arm_table(arms),
         "Critical steps by the number of rows": size_table(arms),
         "Critical steps to a target item-F1": target_table(arms),
-        "Rows that sub-agents were assigned and lost": lost_table(arms),
+        "Rows that sub-agents were assigned and lost, and who was asked": lost_table(arms),
     }
     plot = draw(arms)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +141,7 @@ def target_table(arms: dict[str, list[Run]]) -> Table:
 
 def lost_table(arms: dict[str, list[Run]]) -> Table:
     """Lay out what became of the rows that sub-agents lost, in the arms that lost some."""
-    rows = [["arm", "rows lost", "assigned again", "filled in the end"]]
+    rows = [["arm", "rows lost", "assigned again", "filled in the end", "tasks given to w1"]]
     for arm, runs in in_order(arms):
         before = fates([answer for run in runs for answer in run.first])
         after = fates(last_answers(runs))
@@ -148,10 +152,19 @@ def lost_table(arms: dict[str, list[Run]]) -> Table:
 
 
 def fates(answers: Sequence[Answer]) -> list[str]:
-    """Count the rows that were lost, and write the shares that were assigned again and filled."""
-    names = ("rows_lost", "rows_reassigned", "rows_mended")
-    lost, *others = (sum(one["metrics"][name] for one in answers) for name in names)
-    return [f"{lost:.0f}", *(f"{other / lost:.0%}" if lost else "" for other in others)]
+    """Count rows that were lost, the share assigned again and filled, and of tasks the first's."""
+
+    def total(name: str, some: Sequence[Answer] = answers) -> float:
+        return float(sum(one["metrics"][name] for one in some))
+
+    lost = total("rows_lost")
+    asked = [one for one in answers if "asked_first" in one["metrics"]]  # older runs do not tell
+    parts = [
+        (total("rows_reassigned"), lost),
+        (total("rows_mended"), lost),
+        (total("asked_first", asked), total("tasks_assigned", asked)),
+    ]
+    return [f"{lost:.0f}", *(f"{part / whole:.0%}" if whole else "" for part, whole in parts)]
 
 
 def said(value: int | None) -> str:

@@ -5,7 +5,7 @@ for each task.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from moonlit.agents.environment import Judge, close
@@ -70,6 +70,11 @@ class DialogueEnvironment:
             trajectory.rewards |= penalty
             trajectory.reward += sum(penalty.values())
         return trajectory
+
+    def hear_environments(self, environments: Collection[str]) -> None:
+        """Hear, after the first iteration, the environments that its tasks had."""
+        if self.caps is not None:
+            self.caps.warn_of_unseen(environments)
 
     def total(self, rewards: Mapping[str, float]) -> float:
         """Return the weighted sum."""

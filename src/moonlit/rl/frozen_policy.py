@@ -36,6 +36,7 @@ class FrozenPolicy:
 
     Raises:
         FileNotFoundError: if there is no such checkpoint.
+        ValueError: if it is none, or was trained with another vocabulary.
     """
 
     def __init__(
@@ -53,6 +54,11 @@ class FrozenPolicy:
     ) -> None:
         if not Path(ckpt).exists():
             raise FileNotFoundError(f"ckpt={ckpt}: no such checkpoint for a sub-agent")
+        require_vocabulary({"ckpt": ckpt, "tokenizer": tokenizer})
+        if max_new_tokens < 1 or max_turns < 1:
+            raise ValueError(
+                f"sub-agent: max_new_tokens={max_new_tokens}, max_turns={max_turns}: want 1 or more"
+            )
         self.ckpt, self.build_engine, self.device = ckpt, build_engine, device
         self.tokenizer_name = tokenizer
         self.max_new_tokens, self.max_turns = max_new_tokens, max_turns
@@ -75,7 +81,6 @@ class FrozenPolicy:
         Raises:
             ContextOverflowError: if the prompt leaves no position for an answer.
             EngineServerError: if a server is gone.
-            ValueError: if the checkpoint was trained with another vocabulary.
         """
         async with self.loading:
             if self.conversation is None:
@@ -88,7 +93,6 @@ class FrozenPolicy:
         """Read the weights and give them to an engine."""
         tokenizer = Tokenizer.named(self.tokenizer_name)
         model = model_from_checkpoint(Path(self.ckpt)).to(torch.device(self.device))
-        require_vocabulary(model, tokenizer, {"ckpt": self.ckpt, "tokenizer": self.tokenizer_name})
         return Conversation(
             engine=self.build_engine(model, version=0),
             tokenizer=tokenizer,

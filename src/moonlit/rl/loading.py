@@ -10,8 +10,7 @@ import torch
 from moonlit.agents.sandbox.pool import Pool
 from moonlit.chat.tokenizer import Tokenizer
 from moonlit.chat.vision_processing import PatchLimits
-from moonlit.distributed.checkpoint import model_from_checkpoint
-from moonlit.models.kimi import Kimi
+from moonlit.distributed.checkpoint import account_of, model_from_checkpoint
 from moonlit.rl.conversation import Conversation
 from moonlit.rl.engines.native import NativeEngine
 
@@ -26,9 +25,9 @@ def conversation_of(settings: Mapping[str, Any]) -> Conversation:
         FileNotFoundError: if there is no such checkpoint.
         ValueError: if it is none, or was trained with another vocabulary.
     """
+    require_vocabulary(settings)
     tokenizer = Tokenizer.named(settings["tokenizer"])
     model = model_from_checkpoint(Path(settings["ckpt"]))
-    require_vocabulary(model, tokenizer, settings)
     engine = NativeEngine(
         model.to(torch.device(settings["device"])),
         max_sequences=settings["max_sequences"],
@@ -47,14 +46,29 @@ def conversation_of(settings: Mapping[str, Any]) -> Conversation:
     )
 
 
-def require_vocabulary(model: Kimi, tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
-    """Refuse a tokenizer that the model was not trained with."""
-    shape, special = model.decoder_shape, tokenizer.special
-    if (shape.vocab_size, shape.media_pad_id) != (tokenizer.vocab_size, special.media_pad_id):
+def require_vocabulary(settings: Mapping[str, Any]) -> None:
+    """Refuse a tokenizer that a checkpoint was not trained with, before its weights are read.
+
+    Args:
+        settings: ``ckpt`` and ``tokenizer``.
+
+    Raises:
+        FileNotFoundError: if there is no such checkpoint.
+        ValueError: naming both.
+    """
+    account, tokenizer = account_of(settings["ckpt"]), Tokenizer.named(settings["tokenizer"])
+    shape, special = account["shapes"]["decoder"], tokenizer.special
+    if (shape["vocab_size"], shape["media_pad_id"]) != (tokenizer.vocab_size, special.media_pad_id):
         raise ValueError(
-            f"ckpt={settings['ckpt']} has {shape.vocab_size} token ids, its media placeholder at"
-            f" {shape.media_pad_id}; tokenizer={settings['tokenizer']} has {tokenizer.vocab_size},"
-            f" at {special.media_pad_id}: name the one that the model was trained with"
+            f"ckpt={settings['ckpt']} has {shape['vocab_size']} token ids, its media placeholder at"
+            f" {shape['media_pad_id']}; tokenizer={settings['tokenizer']} has"
+            f" {tokenizer.vocab_size}, at {special.media_pad_id}: name the one that the model was"
+            " trained with"
+        )
+    if account.get("made_by", {}).get("tokenizer", tokenizer.digest) != tokenizer.digest:
+        raise ValueError(
+            f"ckpt={settings['ckpt']} was trained with other words than those of tokenizer="
+            f"{settings['tokenizer']}, though as many: name the one that it was trained with"
         )
 
 

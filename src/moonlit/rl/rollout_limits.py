@@ -61,19 +61,25 @@ class TimeLimits:
         """Run a rollout to its end or its limit.
 
         Raises:
-            TimeoutError: at the limit.
+            TimeoutError: at the limit, naming it.
         """
         if self.timeout_s is None:
             return await rollout
-        async with asyncio.timeout(self.timeout_s) as limit:
-            self.active.add(limit)
-            if self.is_held:  # it takes the place of a group that was dropped meanwhile
-                self.hold(limit)
-            try:
-                return await rollout
-            finally:
-                self.active.discard(limit)
-                self.left_s.pop(limit, None)
+        limit = asyncio.timeout(self.timeout_s)
+        try:
+            async with limit:
+                self.active.add(limit)
+                if self.is_held:  # it takes the place of a group that was dropped meanwhile
+                    self.hold(limit)
+                try:
+                    return await rollout
+                finally:
+                    self.active.discard(limit)
+                    self.left_s.pop(limit, None)
+        except TimeoutError as error:
+            if not limit.expired():  # one of the environment's own
+                raise
+            raise TimeoutError(f"no end after timeout_s={self.timeout_s:g}") from error
 
     def pause(self) -> None:
         """Stop the clocks."""

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from moonlit.agents.environment import Environment, GroupJudge, VerifierError
+from moonlit.agents.environment import Environment, GroupJudge, VerifierError, close
 from moonlit.batch import Group, Task, Trajectory
 from moonlit.rl.conversation import Conversation
 from moonlit.rl.loop_thread import LoopThread
@@ -133,6 +133,7 @@ class RolloutManager:
         self.version = 0
         self.counts = Counts()
         self.last_error = ""
+        self.has_told = False
         self.fault: BaseException | None = None
         self.next_number = rank
         self.redo: deque[int] = deque()
@@ -159,7 +160,7 @@ class RolloutManager:
         """Run every task once, beside what is in flight."""
 
         async def all_of_them() -> list[Trajectory]:
-            rollouts = (self.environment.run(task, policy, seed=n) for n, task in enumerate(tasks))
+            rollouts = (self.work(task, policy, seed=n) for n, task in enumerate(tasks))
             return list(await asyncio.gather(*map(caught, tasks, rollouts)))
 
         return self.thread.run(self.sampling(all_of_them()))
@@ -203,7 +204,16 @@ class RolloutManager:
             self.note_outcome(flight)
         # In order of their numbers: which one happened to finish first shall not matter.
         chosen.sort(key=lambda flight: flight.number)
-        return [flight.group for flight in chosen if flight.group is not None]
+        groups = [flight.group for flight in chosen if flight.group is not None]
+        self.tell_environments({group.task.environment for group in groups})
+        return groups
+
+    def tell_environments(self, names: set[str]) -> None:
+        """Tell the environment, once, which kinds of tasks came, if it wants to hear."""
+        hear = getattr(self.environment, "hear_environments", None)
+        if hear is not None and not self.has_told:
+            hear(names)
+        self.has_told = True
 
     def has_enough(self, num_groups: int, budget: TokenBudget) -> bool:
         """Whether the iteration may end: with all that it wants, or with what its budget bought."""
@@ -290,12 +300,26 @@ class RolloutManager:
     async def rollout(self, task: Task, seed: int) -> Trajectory:
         """Run one environment; its faults are counted, and never a reward of zero."""
         self.counts.rollouts += 1
-        running = self.limits.limited(self.environment.run(task, self.policy, seed=seed))
+        running = self.limits.limited(self.work(task, self.policy, seed=seed))
         trajectory = await caught(task, running)
         if trajectory.error is not None:
             self.counts.errors += 1
             self.last_error = trajectory.error
         return trajectory
+
+    async def work(self, task: Task, policy: Conversation, *, seed: int) -> Trajectory:
+        """Run the environment.
+
+        Raises:
+            TypeError: if it returns no rollout.
+        """
+        returned: Any = await self.environment.run(task, policy, seed=seed)
+        if not isinstance(returned, Trajectory):
+            raise TypeError(
+                f"{type(self.environment).__name__}.run returned {returned!r:.80}: want a "
+                "moonlit.batch.Trajectory"
+            )
+        return returned
 
     def refuse_many_errors(self) -> None:
         """Stop where verifiers or environments fail too often."""
@@ -349,9 +373,8 @@ class RolloutManager:
         for running in self.running:
             running.cancel()
         await asyncio.gather(*self.running, return_exceptions=True)
-        await self.environment.aclose()
-        if self.group_judge is not None:
-            await self.group_judge.aclose()
+        await close(self.environment)
+        await close(self.group_judge)
 
 
 async def caught(task: Task, rollout: Coroutine[Any, Any, Trajectory]) -> Trajectory:
@@ -359,7 +382,7 @@ async def caught(task: Task, rollout: Coroutine[Any, Any, Trajectory]) -> Trajec
     try:
         return await rollout
     except Exception as error:  # a named state, that is counted and stops the run past a share
-        told = f"{task.environment}: {type(error).__name__}: {error}"
+        told = ": ".join(filter(None, (task.environment, type(error).__name__, str(error))))
         return Trajectory(segments=[], messages=[], spans=[], stop_reason=LOST, error=told)
 
 

@@ -1,6 +1,7 @@
 """How long an answer may be, by the kind of task, and what it costs to be cut off."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from moonlit.batch import Task, Trajectory
@@ -40,6 +41,20 @@ class TokenCaps:
     def capped(self, policy: Conversation, task: Task) -> Conversation:
         """Return the policy with the task's cap."""
         return replace(policy, max_reply_tokens=self.tokens.get(task.environment, self.default))
+
+    def warn_of_unseen(self, environments: Collection[str]) -> None:
+        """Say which caps no task has met: names come with the tasks, a misspelt one caps nothing.
+
+        Args:
+            environments: of all tasks so far.
+        """
+        unseen = sorted(set(self.tokens) - set(environments))
+        if unseen:
+            warnings.warn(
+                f"caps.tokens.{', caps.tokens.'.join(unseen)}: no task of the first iteration has "
+                f"such an environment; there were {', '.join(sorted(environments))}",
+                stacklevel=2,
+            )
 
     def charge(self, trajectory: Trajectory) -> dict[str, float]:
         """Return the penalty, as a reward by name, if an answer was cut."""

@@ -118,6 +118,8 @@ def differences(there: Any, here: Any, key: str = "") -> Iterator[str]:
     """Say which values of two configurations differ, leaving out what is not the run itself."""
     if key in NOT_THE_RUN or there == here:
         return
+    if key == "init_from" and None in (there, here):  # the command that goes on leaves it out
+        return
     if isinstance(there, dict) and isinstance(here, dict):
         for name in sorted(there.keys() | here.keys()):
             inner = f"{key}.{name}" if key else name

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import pytest
+import torch
 from aiohttp import web
 from PIL import Image
 
@@ -26,7 +27,7 @@ from tests.rl.rewards.judge_server import (
     says,
     truncated,
 )
-from tests.rl.scripted import Scripted, conversation
+from tests.rl.scripted import TOKENIZER, Scripted, conversation
 from tests.rl.scripted import says as tokens
 
 QUALITY = {"good": 9, "fair": 5, "poor": 1}
@@ -468,7 +469,9 @@ def test_the_key_is_sent_and_never_told(monkeypatch: pytest.MonkeyPatch):
 
 def frozen(tmp_path: Any, *turns: list[int]) -> FrozenModel:
     ckpt = tmp_path / "judge.ckpt"
-    ckpt.touch()
+    ids = TOKENIZER
+    decoder = {"vocab_size": ids.vocab_size, "media_pad_id": ids.special.media_pad_id}
+    torch.save({"shapes": {"decoder": decoder, "vision": None}}, ckpt)  # never loaded
     model = FrozenModel(
         ckpt=str(ckpt), tokenizer="embedded", device="cpu", max_new_tokens=8, temperature=0.0,
         max_sequences=4,

@@ -73,6 +73,17 @@ def widest_stage(trajectory: Trajectory) -> list[Trajectory]:
     return max(stages.values(), key=len, default=[])
 
 
+def num_used(children: Sequence[Trajectory]) -> int:
+    """Return how many agents were given a task, those of sub-agents among them."""
+    own = {child.agent for child in children}
+    return len(own) + sum(num_used(child.children) for child in children)
+
+
+def num_retries(children: Sequence[Trajectory]) -> int:
+    """Return the attempts after the first ones, those of sub-agents' sub-agents among them."""
+    return sum(int(one.metrics["num_retries"]) + num_retries(one.children) for one in children)
+
+
 def tokens_by_role(trajectory: Trajectory) -> tuple[int, int]:
     """Return the tokens that the orchestrator wrote, and those of all sub-agents."""
     below: Sequence[tuple[int, int]] = [tokens_by_role(child) for child in trajectory.children]

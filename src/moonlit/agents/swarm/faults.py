@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from moonlit.agents.environment import close
@@ -123,6 +123,41 @@ class DeadAgents:
         """
         if swarm.agent == self.dead_at(task):
             raise ConnectionError(f"{swarm.agent} is dead (on purpose)")
+        return await self.worker.work(prompt, task, seed=seed, swarm=swarm)
+
+    async def aclose(self) -> None:
+        """Let the worker go."""
+        await close(self.worker)
+
+
+class UnlikeAgents:
+    """Sub-agents that are not equally good: whoever's name is here is lost as often as it says.
+
+    Args:
+        worker: which does the work.
+        success: by an agent's name, the share of its attempts that are not lost, in [0, 1]; 1 where
+            a name is missing.
+
+    Raises:
+        ValueError: if a share is none.
+    """
+
+    def __init__(self, worker: SubAgent, *, success: Mapping[str, float]) -> None:
+        if bad := {name: share for name, share in success.items() if not 0 <= share <= 1}:
+            raise ValueError(f"success={bad}: want shares in [0, 1]")
+        self.worker, self.success = worker, dict(success)
+
+    async def work(
+        self, prompt: list[Message], task: Task, *, seed: int, swarm: Swarm
+    ) -> Trajectory:
+        """Do the work.
+
+        Raises:
+            ConnectionError: as often as the agent is lost.
+        """
+        draw = random.Random(f"success/{seed}").random()
+        if draw >= self.success.get(swarm.agent, 1.0):
+            raise ConnectionError(f"{swarm.agent} was lost (on purpose)")
         return await self.worker.work(prompt, task, seed=seed, swarm=swarm)
 
     async def aclose(self) -> None:

@@ -9,6 +9,7 @@ cut at ``max_result_chars``, but for a line that the cut goes through.
 Source: none; the report says nothing of conflicting sub-agents. All of it is ours.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from moonlit.batch import Trajectory
 READS = {"open": "title"}
 """Tools that read a page, and the argument that names it."""
 MAX_CLAIM_CHARS = 200
+"""Of a claim, a value and a title that are shown; compared are whole claims."""
 # Answers may be long: each of these reads a line once, whatever stands in it.
 CONFIDENCE = re.compile(r"^confidence:\s*(\d+(?:\.\d+)?)\s*(%?)$", re.IGNORECASE)
 BULLET = re.compile(r"[-*\s]*")
@@ -52,11 +54,11 @@ class Finding:
     def claims(self) -> dict[str, str]:
         """Values by claim."""
         if header := read_header(self.text):
-            columns = [key_of(column) for column in header[1:]]
+            columns = [short(key_of(column)) for column in header[1:]]
             return {
                 key_of(f"{row_key} / {column}"): cell
                 for row in read_table(self.text, len(header))
-                for row_key in [key_of(row[0])]
+                for row_key in [short(key_of(row[0]))]
                 for column, cell in zip(columns, row[1:], strict=True)
             }
         lines = [line for line in self.text.splitlines() if not CONFIDENCE.match(line.strip())]
@@ -76,7 +78,7 @@ class Conflict:
     def record(self) -> dict[str, object]:
         """The conflict as JSON."""
         return {
-            "claim": self.claim,
+            "claim": self.claim[:MAX_CLAIM_CHARS],
             "findings": [
                 {
                     "agent": finding.agent,
@@ -148,8 +150,13 @@ def told(found: Sequence[Conflict]) -> str:
 
 
 def key_and_value(line: str) -> tuple[str, str] | None:
-    """Read ``KEY: VALUE``; None: a line is no such pair."""
+    """Read ``KEY: VALUE``; None: a line is no such pair.
+
+    A time of day and an address have no space behind the colon.
+    """
     key, _, value = line.partition(":")
+    if not value[:1].isspace():
+        return None
     key, value = BULLET.sub("", key, count=1), value.strip()
     return (key, value) if value and re.search(r"\w", key) and not NO_KEY.search(key) else None
 
@@ -213,4 +220,12 @@ def is_garbage(text: str) -> bool:
 
 def key_of(claim: str) -> str:
     """Return a claim with single spaces, in lower case."""
-    return " ".join(claim.casefold().split())[:MAX_CLAIM_CHARS]
+    return " ".join(claim.casefold().split())
+
+
+def short(key: str) -> str:
+    """Return a key that stands in many claims: of a long one the beginning, and a digest of all."""
+    if len(key) <= MAX_CLAIM_CHARS:
+        return key
+    digest = hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()[:16]
+    return f"{key[:MAX_CLAIM_CHARS]} {digest}"

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from moonlit.agents.swarm.critical_steps import widest_stage
+from moonlit.agents.swarm.findings import task_of
 from moonlit.agents.swarm.limits import is_number
 from moonlit.batch import Trajectory
 
@@ -30,7 +31,7 @@ def r_parallel(trajectory: Trajectory, *, cap: int) -> float:
     """
     if cap < 2:
         raise ValueError(f"cap={cap}: at least two sub-agents make something parallel")
-    working = {child.agent for child in distinct(widest_stage(trajectory)) if did_work(child)}
+    working = {child.agent for child in distinct(finished(widest_stage(trajectory)))}
     return min(len(working), cap) / cap if len(working) > 1 else 0.0
 
 
@@ -41,15 +42,19 @@ def r_finish(trajectory: Trajectory) -> float:
     everything splits nothing, and earns nothing.
     Source: Sec. 3 names the sub-agents' finish rate; what counts as finished is ours.
     """
-    children = trajectory.children
-    finished = [child for child in distinct(children) if did_work(child)]
-    is_split = len({child.agent for child in finished}) > 1
-    return len(finished) / len(children) if is_split else 0.0
+    done = distinct(finished(trajectory.children))
+    is_split = len({child.agent for child in done}) > 1
+    return len(done) / len(trajectory.children) if is_split else 0.0
+
+
+def finished(children: Sequence[Trajectory]) -> list[Trajectory]:
+    """Return those that did work: who was lost takes nothing from who did the task instead."""
+    return [child for child in children if did_work(child)]
 
 
 def did_work(child: Trajectory) -> bool:
     """Whether a sub-agent came to an answer by a call that returned something."""
-    answered = child.error is None and child.stop_reason == "answer" and bool(child.text.strip())
+    answered = child.error is None and child.stop_reason == "answer"
     return answered and child.metrics.get(WORK, 0) > 0
 
 
@@ -76,11 +81,6 @@ def calls_of(child: Trajectory) -> Iterator[str]:
     for message in child.messages:
         for call in message.tool_calls:
             yield f"{call.name} {json.dumps(call.arguments, sort_keys=True)}"
-
-
-def task_of(child: Trajectory) -> str:
-    """Return the words of a sub-agent's task: its last prompt message."""
-    return "".join(getattr(part, "text", "") for part in (child.prompt or [])[-1].parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any
 from moonlit.agents.environment import close
 from moonlit.agents.swarm.critical_steps import SWARM_TOOLS
 from moonlit.agents.swarm.reward import WORK, did_work
-from moonlit.agents.swarm.swarm import Swarm
+from moonlit.agents.swarm.swarm import CONFLICTS, Swarm
 from moonlit.agents.toolbox import Toolbox
 from moonlit.agents.tools import Toolset
 from moonlit.batch import Task, Trajectory
@@ -50,7 +50,7 @@ class PolicySubAgent:
             )
         useful = sum(
             message.role == "tool"
-            and message.name not in SWARM_TOOLS
+            and message.name not in (*SWARM_TOOLS, CONFLICTS)
             and not message.words.startswith("Error: ")
             for message in reply.messages
         )

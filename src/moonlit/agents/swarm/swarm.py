@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 from moonlit.agents.swarm.assignment import FAILURES, Assignment, failed, failure_of
-from moonlit.agents.swarm.critical_steps import steps_of
+from moonlit.agents.swarm.critical_steps import num_retries, num_used, steps_of
 from moonlit.agents.swarm.findings import Findings, told
 from moonlit.agents.swarm.limits import SwarmLimits, Tally
 from moonlit.agents.swarm.reward import did_work
@@ -282,16 +282,16 @@ class Swarm:
         return tool_message(CONFLICTS, CONFLICTS, ToolOutput(text=self.cut(told(new))))
 
     def metrics(self) -> dict[str, float]:
-        """Return what happened, for the log."""
+        """Return what happened, for the log; tasks are finished by the agent's own sub-agents."""
         children, num_assigned = self.children, len(self.assignments)
         finished = sum(map(did_work, children))
         failures = Counter(map(failure_of, children))
         return {
             "agents_created": float(self.tally.num_agents),
-            "agents_used": float(len({child.agent for child in children})),
+            "agents_used": float(num_used(children)),
             "tasks_assigned": float(self.tally.num_assigned),
             "finish_rate": finished / num_assigned if num_assigned else 0.0,
-            "retries": sum(child.metrics["num_retries"] for child in children),
+            "retries": float(num_retries(children)),
             "conflicts": float(len(self.findings.conflicts(self.children))),
             **{f"failed_{kind}": failures[kind] / max(1, num_assigned) for kind in FAILURES},
         }

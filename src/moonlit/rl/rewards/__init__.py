@@ -16,5 +16,7 @@
 | all others | 1 if the answer is the truth, else 0 | ``exact`` | rule-based outcome |
 
 Sections are those of the technical report (arXiv:2602.02276). An answer that cannot be read earns
-0; a reward that is broken raises (``rules.RuleJudge``): the two are never confused.
+0. Where nothing is there to be boxed, pointed to or listed (the truth is an empty list), ``none``
+or ``[]`` earns 1 and all else 0 (ours). A reward that is broken raises (``rules.RuleJudge``), and
+so does a truth that no answer could meet (``truths``): neither is confused with a wrong answer.
 """

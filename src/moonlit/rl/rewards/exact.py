@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from moonlit.rl.rewards.parsing import says_none
+
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 NOT_COORDINATES = re.compile(r"[^\s()\[\],]")
 DECIMALS = 2  # of coordinates in answers
@@ -14,13 +16,16 @@ def is_exact(answer: str, truth: Any) -> bool:
     """Compare an answer with a number, a text, or (nested lists of) coordinates in [0, 1].
 
     Case, outer spaces and a final full stop do not matter; anything else does: an answer that lists
-    several possibilities is wrong. Coordinates are compared at two decimals.
+    several possibilities is wrong. Coordinates are compared at two decimals; where there are none
+    the answer says ``none``.
     """
     said = " ".join(answer.split()).removesuffix(".").casefold()
     if isinstance(truth, str):
         return said == " ".join(truth.split()).removesuffix(".").casefold()
     if isinstance(truth, int | float):
         return NUMBER.fullmatch(said) is not None and math.isclose(float(said), truth)
+    if not truth:
+        return says_none(answer)
     wanted = [round(number, DECIMALS) for number in flat(truth)]
     got = [float(number) for number in NUMBER.findall(said)]
     if NOT_COORDINATES.search(NUMBER.sub("", said)) or len(got) != len(wanted):

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from moonlit.rl.rewards.code import source_of
 from moonlit.rl.rewards.mathematics import final_expression
 from moonlit.rl.rewards.pairs import PAIR
-from moonlit.rl.rewards.parsing import boxes, only_number, points, tuples
+from moonlit.rl.rewards.parsing import boxes, only_number, points, says_none, tuples
 
 FORMS: dict[str, Callable[[str], bool]] = {
     "counting": lambda answer: only_number(answer) is not None,
     "chart_value": lambda answer: only_number(answer) is not None,
-    "grounding": lambda answer: bool(boxes(answer)),
-    "pointing": lambda answer: bool(points(answer)),
+    "grounding": lambda answer: bool(boxes(answer)) or says_none(answer),
+    "pointing": lambda answer: bool(points(answer)) or says_none(answer),
     "segmentation": lambda answer: len(tuples(answer, 2) or ()) >= 3,
     "wide_search": lambda answer: PAIR.search(answer) is not None,
     "mathematics": lambda answer: final_expression(answer) is not None,

@@ -1,33 +1,35 @@
 """Grounding: boxes against true boxes."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from moonlit.rl.rewards.matching import soft_f1
-from moonlit.rl.rewards.parsing import boxes
+from moonlit.rl.rewards.parsing import boxes, says_none
+from moonlit.rl.rewards.truths import true_boxes
 
 
-def grounding(answer: str, truth: Sequence[Sequence[float]]) -> float:
+def grounding(answer: str, truth: Any) -> float:
     """Soft F1 over the IoU of boxes, best matching.
 
     Source: arXiv:2602.02276, Sec. 4.4.2. Its IoU threshold is NOT STATED: none here.
 
     Args:
         answer: boxes ``(left, top, right, bottom)`` in [0, 1].
-        truth: the same, as numbers.
+        truth: the same, as numbers; none: nothing is there, and the answer is to say ``none``.
 
     Raises:
-        ValueError: if a true box is empty or turned round: no answer could be right.
+        ValueError: if the truth is none that an answer could meet.
     """
-    for x1, y1, x2, y2 in truth:
-        if not (x1 < x2 and y1 < y2):
-            raise ValueError(f"the true box {(x1, y1, x2, y2)} is empty or turned round")
+    wanted = true_boxes(truth)
+    if not wanted:
+        return float(says_none(answer))
     predicted = boxes(answer)
     if predicted is None:
         return 0.0
-    ious = [[iou(one, other) for other in truth] for one in predicted]
-    return soft_f1(np.array(ious, dtype=float).reshape(len(predicted), len(truth)))
+    ious = [[iou(one, other) for other in wanted] for one in predicted]
+    return soft_f1(np.array(ious, dtype=float).reshape(len(predicted), len(wanted)))
 
 
 def iou(one: Sequence[float], other: Sequence[float]) -> float:

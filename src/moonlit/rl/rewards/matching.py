@@ -16,11 +16,9 @@ def soft_f1(similarity_PG: Float[np.ndarray, "P G"]) -> float:
     Source: the report (arXiv:2602.02276, Sec. 4.4.2) names F1 with soft matches; this form is ours.
 
     Args:
-        similarity_PG: in [0, 1]; without predictions and truths alike the score is 1.
+        similarity_PG: in [0, 1], of at least one truth.
     """
     num_predictions, num_truths = similarity_PG.shape
-    if num_predictions + num_truths == 0:
-        return 1.0
     rows, columns = linear_sum_assignment(similarity_PG, maximize=True)
     true_positives = float(similarity_PG[rows, columns].sum())
     return 2 * true_positives / (num_predictions + num_truths)

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 
+from moonlit.rl.rewards.parsing import says_none
+
 PAIR = re.compile(r"([^\W\d_]+)\s*:?\s*(\d+)")
 
 
@@ -13,8 +15,10 @@ def pairs(answer: str, truth: Sequence[Sequence[str]]) -> float:
 
     Args:
         answer: ``Bato 41, Kilu 17``.
-        truth: rows of a name and its value.
+        truth: rows of a name and its value; none: the answer is to say ``none``.
     """
+    if not truth:
+        return float(says_none(answer))
     said = {(name.casefold(), value) for name, value in PAIR.findall(answer)}
     true = {(name.casefold(), value) for name, value in truth}
-    return 2 * len(said & true) / (len(said) + len(true)) if said or true else 1.0
+    return 2 * len(said & true) / (len(said) + len(true))

@@ -16,6 +16,14 @@ MAX_BRACKETS = 256
 MAX_CHARS = 20_000
 Tuple = tuple[float, ...]
 
+NOTHING = ("none", "[]")
+"""How an answer says that nothing is there; no words at all say nothing."""
+
+
+def says_none(answer: str) -> bool:
+    """Whether an answer is ``none`` or ``[]``; case, spaces and a full stop do not matter."""
+    return answer.strip().removesuffix(".").casefold() in NOTHING
+
 
 def only_number(answer: str) -> float | None:
     """Return the one number that an answer holds; none, several or part of a word is no answer."""

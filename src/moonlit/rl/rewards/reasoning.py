@@ -1,5 +1,6 @@
 """Tasks of reasoning-gym: its own verifiers."""
 
+import warnings
 from typing import Any
 
 
@@ -10,7 +11,15 @@ def reasoning_gym(answer: str, truth: dict[str, Any]) -> float:
         answer: the words.
         truth: ``name`` of the dataset and its ``entry``.
     """
-    from reasoning_gym import get_score_answer_fn
-
-    score: Any = get_score_answer_fn(truth["name"])
+    score: Any = library().get_score_answer_fn(truth["name"])
     return float(score(answer, truth["entry"]))
+
+
+def library() -> Any:
+    """Return the package; what Python says of the source of its ``cellpylib`` is left unsaid."""
+    warnings.filterwarnings(
+        "ignore", '"is" with a literal', category=SyntaxWarning, module=r".*[/\\]cellpylib[/\\]"
+    )
+    import reasoning_gym
+
+    return reasoning_gym

@@ -17,6 +17,7 @@ from moonlit.rl.rewards.pairs import pairs
 from moonlit.rl.rewards.pointing import pointing
 from moonlit.rl.rewards.reasoning import reasoning_gym
 from moonlit.rl.rewards.segmentation import segmentation
+from moonlit.rl.rewards.truths import PLACES
 
 Rule = Callable[[str, Any], float | Awaitable[float]]
 """From an answer's words and the truth to [0, 1]; a rule that needs a process is awaited."""
@@ -62,7 +63,8 @@ class RuleJudge:
         """Return the rule's reward under its environment's name; without an answer it is 0.
 
         Raises:
-            VerifierError: if there is no such rule, or it fails, or leaves [0, 1].
+            VerifierError: if there is no such rule, or it fails, or leaves [0, 1], or no answer
+                could meet the truth.
         """
         name = task.environment
         rule = self.rules.get(name, RULES.get(name))
@@ -70,6 +72,7 @@ class RuleJudge:
             raise VerifierError(f"no reward for environment {name!r}: there are {sorted(RULES)}")
         if task.answer is None:
             raise VerifierError(f"a task of environment {name!r} has no answer to compare with")
+        self.check_truth(task)
         if trajectory.stop_reason != "answer":
             return {name: 0.0}
         trajectory.metrics["well_formed"] = float(is_well_formed(name, trajectory.text))
@@ -79,15 +82,31 @@ class RuleJudge:
         """Whether an answer is the truth; where that is no such text, whether it earns all.
 
         Raises:
-            VerifierError: if there is no rule for the task, or it fails, or leaves [0, 1].
+            VerifierError: if there is no rule for the task, or it fails, or leaves [0, 1], or no
+                answer could meet the truth.
         """
         name = task.environment
+        self.check_truth(task)
         if name not in self.rules and is_comparable(task.answer):
             return is_exact(answer, task.answer)
         rule = self.rules.get(name, RULES.get(name))
         if rule is None:
             raise VerifierError(f"nothing tells right from wrong in environment {name!r}")
         return await score(name, rule, answer, task.answer) >= CORRECT
+
+    def check_truth(self, task: Task) -> None:
+        """Refuse a place that no answer could name, whether there is an answer or not.
+
+        Raises:
+            VerifierError: saying what is wanted.
+        """
+        name = task.environment
+        if name in self.rules or name not in PLACES:
+            return
+        try:
+            PLACES[name](task.answer)
+        except ValueError as error:
+            raise VerifierError(f"a task of environment {name!r}: {error}") from error
 
     async def aclose(self) -> None:
         """Let go of what rules hold, such as processes."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from moonlit.agents.environment import VerifierError
 from moonlit.chat.messages import Message
 from moonlit.rl.conversation import Conversation
-from moonlit.rl.loading import conversation_of
+from moonlit.rl.loading import conversation_of, require_vocabulary
 from moonlit.rl.rewards.grm.retries import TransientError
 
 
@@ -23,6 +23,7 @@ class FrozenModel:
 
     Raises:
         FileNotFoundError: if there is no such checkpoint.
+        ValueError: if it is none, or was trained with another vocabulary.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class FrozenModel:
     ) -> None:
         if not Path(ckpt).exists():
             raise FileNotFoundError(f"group_judge.model.ckpt={ckpt}: no such checkpoint")
+        require_vocabulary({"ckpt": ckpt, "tokenizer": tokenizer})
         self.settings = {
             "ckpt": ckpt,
             "tokenizer": tokenizer,
