@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from moonlit.agents.swarm.subagent import PolicySubAgent
+from moonlit.chat.tokenizer import Tokenizer
 from moonlit.parts import made
 from moonlit.train import build, resume_command
 
@@ -109,6 +110,15 @@ def test_a_context_strategy_is_chosen_by_name(path: Path, tmp_path: Path):
     assert type(strategy).__name__ == words
 
 
+@pytest.fixture(scope="module")
+def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is looked at before a checkpoint's weights are read."""
+    ids, path = Tokenizer.embedded(), tmp_path_factory.mktemp("ckpt") / "a.ckpt"
+    decoder = {"vocab_size": ids.vocab_size, "media_pad_id": ids.special.media_pad_id}
+    torch.save({"shapes": {"decoder": decoder, "vision": None}}, path)
+    return path
+
+
 @pytest.mark.parametrize(
     ("kind", "ckpts", "steps"),
     [
@@ -120,12 +130,12 @@ def test_a_context_strategy_is_chosen_by_name(path: Path, tmp_path: Path):
         ),
     ],
 )
-def test_a_frozen_sub_agent_is_a_kind_of_its_own(kind, ckpts, steps, tmp_path: Path):
+def test_a_frozen_sub_agent_is_a_kind_of_its_own(kind, ckpts, steps, ckpt: Path, tmp_path: Path):
     solver = "phase.environment.workers.solver"
     chosen = [
         "phase=parl", "data=fact_search", "environment@phase.environment=swarm_search",
         f"+subagent@{solver}={kind}", f"run_dir={tmp_path}",
-        *(f"{solver}.{ckpt}={CONF / 'train.yaml'}" for ckpt in ckpts),
+        *(f"{solver}.{key}={ckpt}" for key in ckpts),
         "phase.environment.limits.max_depth=2",
     ]  # fmt: skip
     environment = build(compose_run(*chosen)).phase.environment
@@ -146,9 +156,11 @@ def test_a_frozen_sub_agent_is_a_kind_of_its_own(kind, ckpts, steps, tmp_path: P
         ),
     ],
 )
-def test_a_checkpoint_takes_the_place_of_scripted_sub_agents(kind, ckpts, tmp_path: Path):
+def test_a_checkpoint_takes_the_place_of_scripted_sub_agents(
+    kind, ckpts, ckpt: Path, tmp_path: Path
+):
     worker = "phase.environment.workers.worker"
-    chosen = [f"subagent@{worker}={kind}", *(f"{worker}.{c}={CONF / 'train.yaml'}" for c in ckpts)]
+    chosen = [f"subagent@{worker}={kind}", *(f"{worker}.{key}={ckpt}" for key in ckpts)]
     run = build(compose_run("experiment=parl_facts", *chosen, f"run_dir={tmp_path}"))
     (now,) = run.phase.environment.workers_now().values()
     assert isinstance(now, PolicySubAgent)
@@ -156,16 +168,16 @@ def test_a_checkpoint_takes_the_place_of_scripted_sub_agents(kind, ckpts, tmp_pa
 
 JUDGES = {
     "endpoint": ["model.base_url=http://127.0.0.1:9/v1", "model.model=referee"],
-    "frozen": [f"model.ckpt={CONF / 'train.yaml'}"],
+    "frozen": ["model.ckpt={ckpt}"],
 }
 
 
 @pytest.mark.parametrize("judge", JUDGES)
 def test_a_group_judge_is_chosen_by_name(
-    judge: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    judge: str, ckpt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("JUDGE_API_KEY", "any")
-    settings = [f"phase.group_judge.{setting}" for setting in JUDGES[judge]]
+    settings = [f"phase.group_judge.{setting.format(ckpt=ckpt)}" for setting in JUDGES[judge]]
     run = build(
         compose_run(
             "phase=joint_rl", f"judge@phase.group_judge={judge}", f"run_dir={tmp_path}", *settings
