@@ -9,23 +9,10 @@ from micro_run import fit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks.toggle_budget import ToggleBudget
-from moonlit.batch import Group, Segment, Task, Trajectory
+from moonlit.batch import Group
 from moonlit.rl.length_rules import NoRule
 from moonlit.rl.toggle import Toggle
-
-
-def group(*answers: tuple[float, int], kind: str, domain: str) -> Group:
-    """Rewards and lengths."""
-    some = [
-        Trajectory(
-            segments=[Segment(input_ids=[1] * n, is_sampled=[True] * n,
-                              behavior_logprobs=[0.0] * n, policy_versions=[0] * n)],
-            messages=[], spans=[], stop_reason="answer", reward=reward,
-        )
-        for reward, n in answers
-    ]  # fmt: skip
-    task = Task(prompt=[], domain=domain, environment=kind, answer=1)
-    return Group(task=task, trajectories=some)
+from tests.rl.answers import group
 
 
 class Rule(Callback):

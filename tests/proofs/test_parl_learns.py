@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from moonlit.report.arms import item_f1, mean, measured, read_evaluations, steps
+from moonlit.report.arms import item_f1, mean, measured, read_evaluations
 
 MOONLIT = Path(sys.executable).with_name("moonlit")
 PAGES = ["min_pages=2", "max_pages=5"]
@@ -20,7 +20,7 @@ def moonlit(*words: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_trained_orchestrator_saves_more_in_no_more_steps(tmp_path: Path):
+def test_a_trained_orchestrator_saves_more_within_the_budget(tmp_path: Path):
     """From a warm-up that mostly saves page after page, which a budget of 4 steps cuts off at 3."""
     traces, warm_up, run = (tmp_path / name for name in ("traces", "warm_up", "run"))
     shape = ["model=orchestrator", "model.decoder.vocab_size=636", "model.decoder.media_pad_id=401"]
@@ -50,11 +50,8 @@ def test_a_trained_orchestrator_saves_more_in_no_more_steps(tmp_path: Path):
     before, after = evaluations[0], evaluations[12]
     numbers = {
         name: (mean(before, value), mean(after, value))
-        for name, value in {
-            "f1": item_f1, "steps": steps, "at once": measured("parallelism")
-        }.items()
-    }  # fmt: skip
+        for name, value in {"f1": item_f1, "at once": measured("parallelism")}.items()
+    }
     print(numbers)
     assert numbers["at once"][1] > numbers["at once"][0]
-    assert numbers["steps"][1] <= numbers["steps"][0]  # before, the budget ends it: at 4
     assert numbers["f1"][1] > numbers["f1"][0] + 0.1

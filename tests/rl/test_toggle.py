@@ -2,29 +2,12 @@
 
 import pytest
 
-from moonlit.batch import Group, Segment, Task, Trajectory
+from moonlit.batch import Group
 from moonlit.rl.length_rules import HardCap, LengthReward, ShuffledRewards
 from moonlit.rl.toggle import Toggle
+from tests.rl.answers import group
 
 SETTINGS = {"period": 2, "min_accuracy": 0.5, "percentile": 50.0, "estimate_iterations": 1}
-
-
-def group(*answers: tuple[float, int], kind: str = "counting", lost: int = 0) -> Group:
-    """Rewards and lengths."""
-    some = [
-        Trajectory(
-            segments=[Segment(input_ids=[1] * n, is_sampled=[True] * n,
-                              behavior_logprobs=[0.0] * n, policy_versions=[0] * n)],
-            messages=[], spans=[], stop_reason="answer", reward=reward,
-        )
-        for reward, n in answers
-    ]  # fmt: skip
-    some += [
-        Trajectory(segments=[], messages=[], spans=[], stop_reason="error", error="lost")
-        for _ in range(lost)
-    ]
-    task = Task(prompt=[], domain="d", environment=kind, answer=1)
-    return Group(task=task, trajectories=some)
 
 
 def rewards(one: Group) -> list[float]:
