@@ -13,7 +13,7 @@ from moonlit.rl.records import (
     PictureStore,
     chrome_trace,
     group_records,
-    write_json,
+    write_escaped,
 )
 
 
@@ -65,9 +65,9 @@ class RolloutRecords(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         name = f"step_{step:06d}" + (f"_rank_{rank}" if rank else "")
         lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-        write_json(folder / f"{name}.jsonl", "".join(lines))
+        write_escaped(folder / f"{name}.jsonl", "".join(lines))
         trace = json.dumps(chrome_trace(records), ensure_ascii=False)
-        write_json(folder / f"{name}.trace.json", trace)
+        write_escaped(folder / f"{name}.trace.json", trace)
 
     def state_dict(self) -> dict[str, Any]:
         """Return how many iterations were seen."""

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from data_modules.components.planned_data import PlannedData
 from data_modules.components.stream import PlannedLoader
-from data_modules.tasks.source import HELD_OUT, TRAIN, TaskSource, markers_in, sound
+from data_modules.tasks.source import HELD_OUT, TRAIN, TaskSource, markers_in, require_task
 from moonlit.batch import PackedBatch, Task
 from moonlit.chat.tokenizer import Tokenizer
 
@@ -102,7 +102,7 @@ class RLTasks(LightningDataModule):
             ValueError: if it is none that a policy can be asked, naming it.
         """
         told = f"{split} task {number} of data.sources.{name}"
-        task = sound(self.sources[name](split, number), told)
+        task = require_task(self.sources[name](split, number), told)
         if not self.has_told_of_markers and (markers := markers_in(task)):
             self.has_told_of_markers = True
             rank_zero_warn(

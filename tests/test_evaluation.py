@@ -21,7 +21,7 @@ from moonlit.rl.conversation import pictures_of
 from moonlit.rl.engines.native import NativeEngine
 from moonlit.rl.loading import require_vocabulary, sandboxes
 from moonlit.rl.rewards.rules import RuleJudge
-from moonlit.train import check_words
+from moonlit.train import check_same_tokenizer
 from tests.models.shapes import DECODER, ENCODER
 from tests.rl.scripted import TOKENIZER, Scripted, conversation, says
 
@@ -94,11 +94,11 @@ def test_a_checkpoint_of_another_vocabulary_is_refused_by_its_numbers(tmp_path: 
         torch.save({"shapes": shapes, "made_by": {"tokenizer": digest}}, ckpt)
         if digest == TOKENIZER.digest:
             require_vocabulary(given)
-            check_words("embedded", str(ckpt))
+            check_same_tokenizer("embedded", str(ckpt))
     with pytest.raises(ValueError, match="other words than those of tokenizer=embedded"):
         require_vocabulary(given)
     with pytest.raises(ValueError, match="was trained with another tokenizer than"):
-        check_words("embedded", str(ckpt))
+        check_same_tokenizer("embedded", str(ckpt))
 
 
 def settings(**values: object) -> dict[str, object]:

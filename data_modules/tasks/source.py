@@ -25,7 +25,7 @@ class TaskSource(Protocol):
         ...
 
 
-def sound(task: Any, told: str) -> Task:
+def require_task(task: Any, told: str) -> Task:
     """Return what a source made, if it is a task that a policy can be asked.
 
     Args:

@@ -202,7 +202,7 @@ def build(cfg: DictConfig) -> Run:
     build_model = made(cfg.model)
     check_vocabulary(cfg.tokenizer, build_model.keywords["decoder"])
     if cfg.init_from is not None and (Path(cfg.init_from).is_file() or is_sharded(cfg.init_from)):
-        check_words(cfg.tokenizer, cfg.init_from)
+        check_same_tokenizer(cfg.tokenizer, cfg.init_from)
     with torch.device("meta"):  # what cannot be built is refused before the corpus is made
         build_model()
     optim = made(cfg.optim)
@@ -229,7 +229,7 @@ def build(cfg: DictConfig) -> Run:
     )
 
 
-def check_words(tokenizer: str, init_from: str) -> None:
+def check_same_tokenizer(tokenizer: str, init_from: str) -> None:
     """Refuse weights that were trained with another tokenizer of the same size."""
     wrote = account_of(init_from).get("made_by", {}).get("tokenizer")
     if wrote not in (None, Tokenizer.named(tokenizer).digest):

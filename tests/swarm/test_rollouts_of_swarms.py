@@ -12,6 +12,7 @@ from torch import nn
 
 from data_modules.tasks.wide_facts import answer, open_pages
 from moonlit.agents.swarm.subagent import PolicySubAgent
+from moonlit.batch import Trajectory
 from moonlit.rl.engines.base import Completion, Request
 from moonlit.rl.rollout_manager import RolloutManager
 from tests.rl.scripted import Scripted, conversation, says
@@ -93,6 +94,16 @@ def make_manager(reader, **settings) -> RolloutManager:
     )
 
 
+def collected(reader, **settings) -> list[Trajectory]:
+    """The rollouts of one group."""
+    manager = make_manager(reader, **settings)
+    try:
+        (group,) = manager.collect(1)
+    finally:
+        manager.close()
+    return group.trajectories
+
+
 def test_subtrees_that_are_under_way_go_on_with_the_new_weights():
     """Group 0 is done; group 1 has readers at work two levels down while the policy trains."""
     reader = SlowReader()
@@ -128,12 +139,7 @@ def test_a_subtree_that_times_out_costs_its_own_result_only():
         async def work(self, prompt, task, *, seed, swarm):
             await asyncio.Event().wait()
 
-    manager = make_manager(Never(), limits={"timeout_s": 0.3, "max_retries": 0})
-    try:
-        (group,) = manager.collect(1)
-    finally:
-        manager.close()
-    for one in group.trajectories:
+    for one in collected(Never(), limits={"timeout_s": 0.3, "max_retries": 0}):
         assert one.error is None
         assert one.rewards["wide_search"] == 1.0
         assert one.children[0].error is not None or one.children[0].children[0].error is not None
@@ -170,12 +176,7 @@ class Raises:
 
 
 def test_a_sub_agent_that_something_of_its_own_cancelled_is_lost_like_by_a_fault():
-    manager = make_manager(Raises(asyncio.CancelledError))
-    try:
-        (group,) = manager.collect(1)
-    finally:
-        manager.close()
-    for one in group.trajectories:
+    for one in collected(Raises(asyncio.CancelledError)):
         assert one.error is None
         assert [c.error for c in one.children[0].children] == ["CancelledError: broken"] * 3
 

@@ -22,7 +22,7 @@ from moonlit.chat.messages import Image, Message, Part, VideoChunk
 from moonlit.progress import Work
 from moonlit.rl.conversation import Conversation, pictures_of, work_on
 from moonlit.rl.loading import conversation_of, sandboxes
-from moonlit.rl.records import write_json
+from moonlit.rl.records import write_escaped
 from moonlit.rl.rewards.rules import RuleJudge
 
 
@@ -76,7 +76,7 @@ def evaluate_checkpoint(data: HeldOutTasks, judge: RuleJudge, settings: Mapping[
         "sets": rows,
         "answers": [asdict(verdict) for verdict in verdicts],
     }
-    write_json(out, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_escaped(out, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     Console(markup=False).print(table(rows))
     print(f"wrote {out}")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moonlit.report.curves import read_curves
-from moonlit.rl.records import PICTURES, Record, read_records, write_json
+from moonlit.rl.records import PICTURES, Record, read_records, write_escaped
 
 CURVES_FIRST = ("rl/", "swarm/", "toggle/", "train/", "held_out/")
 """Curves whose names begin so come first, in this order."""
@@ -48,7 +48,7 @@ def write_page(run: Path, out: Path, *, max_rollouts: int) -> str:
         "rollouts": rollouts,
         "pictures": pictures_in(rollouts, run),
     }
-    write_json(out, html(f"moonlit: {run.name}", data))
+    write_escaped(out, html(f"moonlit: {run.name}", data))
     return summary
 
 

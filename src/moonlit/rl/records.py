@@ -153,7 +153,7 @@ class PictureStore:
         return name
 
 
-def write_json(path: Path, text: str) -> None:
+def write_escaped(path: Path, text: str) -> None:
     """Write JSON of what models and pages said."""
     path.write_text(text, encoding="utf-8", errors=ESCAPES)
 

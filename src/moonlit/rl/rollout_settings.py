@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from moonlit.agents.context import ContextStrategy, KeepAll
+from moonlit.checks import is_count
 
 LEAST = {
     "group_size": 2, "groups_per_iteration": 1, "groups_ahead": 0, "max_staleness": 0,
@@ -57,8 +58,8 @@ class RolloutSettings:
     def __post_init__(self) -> None:
         for name, least in LEAST.items():
             value = getattr(self, name)
-            is_count = isinstance(value, int) and not isinstance(value, bool) and value >= least
-            if not is_count and not (value is None and name == "max_token_staleness"):
+            is_left_out = value is None and name == "max_token_staleness"
+            if not is_left_out and not is_count(value, least):
                 raise ValueError(
                     f"phase.rollouts.{name}={value!r}: want a whole number of at least {least}"
                 )

@@ -1,4 +1,4 @@
-"""The generative judge: what it adds, what does not fool it, and a server that misbehaves."""
+"""The generative judge: what it adds, what does not fool it, and what it is made of."""
 
 import asyncio
 import json
@@ -6,74 +6,25 @@ from typing import Any
 
 import pytest
 import torch
-from aiohttp import web
 from PIL import Image
 
 from moonlit.agents.environment import VerifierError
-from moonlit.batch import Task, Trajectory
+from moonlit.batch import Trajectory
 from moonlit.chat.messages import Image as ImagePart
 from moonlit.chat.messages import Message, Text, VideoChunk
 from moonlit.rl.rewards.grm.comparison import comparison, preference, rubrics_for
 from moonlit.rl.rewards.grm.endpoint import Endpoint
 from moonlit.rl.rewards.grm.frozen import FrozenModel
-from moonlit.rl.rewards.grm.judge import CANARIES, GenerativeJudge, ring
-from moonlit.rl.rewards.grm.retries import Retries, TransientError
+from moonlit.rl.rewards.grm.judge import CANARIES, ring
+from moonlit.rl.rewards.grm.retries import TransientError
 from tests.rl.rewards.judge_server import (
     SETTINGS,
     Server,
     answers_in,
-    fails,
-    replies,
-    says,
-    truncated,
 )
+from tests.rl.rewards.judging import by_quality, judged, make, rollout, task
 from tests.rl.scripted import TOKENIZER, Scripted, conversation
 from tests.rl.scripted import says as tokens
-
-QUALITY = {"good": 9, "fair": 5, "poor": 1}
-
-
-def by_quality(first: str, second: str) -> int:
-    """A sound judge: it knows three answers, and takes all else for worthless."""
-    gap = QUALITY.get(first, 0) - QUALITY.get(second, 0)
-    return max(0, min(10, 5 + gap // 2))
-
-
-def task(**changes: Any) -> Task:
-    prompt = [Message(role="user", content="How are you?")]
-    return Task(
-        **{"prompt": prompt, "domain": "chat", "environment": "talk", "answer": "good"} | changes
-    )
-
-
-def rollout(text: str, reward: float = 0.0, stop_reason: str = "answer") -> Trajectory:
-    return Trajectory(
-        segments=[], messages=[], spans=[], stop_reason=stop_reason, text=text, reward=reward
-    )
-
-
-def make(model: Any, **changes: Any) -> GenerativeJudge:
-    settings = {
-        "model": model, "rubrics": {"default": ["Be good."]}, "weight": 0.2, "num_rubrics": 1,
-        "rounds": 1, "max_answer_chars": 200, "canary_every": 0, "max_canary_score": None,
-        "max_cached": 100, "retries": Retries(max_attempts=3, backoff_s=0.01, max_backoff_s=0.05),
-    }  # fmt: skip
-    return GenerativeJudge(**settings | changes)
-
-
-def judged(
-    server: Server, *rollouts: Trajectory, endpoint: dict[str, Any] | None = None, **changes: Any
-) -> GenerativeJudge:
-    """Judge one group by a server."""
-
-    async def run() -> GenerativeJudge:
-        async with server.running(**endpoint or {}) as model:
-            judge = make(model, **changes)
-            await judge.judge_group(task(), rollouts, step=0, seed=7)
-            return judge
-
-    return asyncio.run(run())
-
 
 # What it adds
 
@@ -289,181 +240,6 @@ def test_a_canary_against_a_wrong_answer_proves_nothing():
     assert all(one.error is None for one in some)
 
 
-# A server that misbehaves
-
-
-async def slow(request: web.Request, body: dict[str, Any]) -> web.Response:
-    await asyncio.sleep(2)
-    return says('{"preference": 10}')
-
-
-async def dripping(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-    response = web.StreamResponse()
-    await response.prepare(request)
-    for _ in range(20):
-        await response.write(b" ")
-        await asyncio.sleep(0.1)
-    return response
-
-
-async def hangs_up(request: web.Request, body: dict[str, Any]) -> web.Response:
-    assert request.transport is not None
-    request.transport.close()
-    return web.Response()
-
-
-def endless(request: web.Request, body: dict[str, Any]) -> web.Response:
-    return web.Response(body=b"[" * (2 << 20))
-
-
-MISBEHAVIOUR = {
-    "slow": slow,
-    "dripping": dripping,
-    "hangs up": hangs_up,
-    "endless": endless,
-    "500": fails(500),
-    "503": fails(503),
-    "429": fails(429, Retry_After="0"),
-    "truncated JSON": truncated,
-    "HTML": lambda request, body: web.Response(text="<html>", content_type="text/html"),
-    "no choices": lambda request, body: web.json_response({"choices": []}),
-    "a list": lambda request, body: web.json_response([1]),
-    "no content": replies(None),
-    "cut verdict": replies('{"preference": 1', reason="length"),
-    "words": replies("The first answer is better."),
-    "JSON in words": replies('Here: {"preference": 10}'),
-    "99": replies('{"preference": 99}'),
-    "-1": replies('{"preference": -1}'),
-    "7.5": replies('{"preference": 7.5}'),
-    "text": replies('{"preference": "10"}'),
-    "true": replies('{"preference": true}'),
-    "NaN": replies('{"preference": NaN}'),
-    "two fields": replies('{"preference": 10, "reason": "good"}'),
-    "twice": replies('{"preference": 0, "preference": 10}'),
-    "another field": replies('{"score": 10}'),
-    "deep": replies("[" * 100_000),
-}
-
-
-@pytest.mark.parametrize("name", MISBEHAVIOUR)
-def test_one_bad_reply_is_asked_again(name: str):
-    server = Server(by_quality, MISBEHAVIOUR[name])
-    some = [rollout("good"), rollout("poor")]
-    judged(server, *some, endpoint={"timeout_s": 0.3})
-    assert [one.metrics["grm"] for one in some] == [0.9, pytest.approx(0.1)]
-    assert len(server.requests) == 3
-
-
-@pytest.mark.parametrize("name", ["500", "truncated JSON", "99", "hangs up"])
-def test_what_stays_bad_is_an_error_and_no_zero(name: str):
-    server = Server(by_quality, *[MISBEHAVIOUR[name]] * 3)
-    some = [rollout("good", 1.0), rollout("poor"), rollout("")]
-    judged(server, *some)
-    for lost in some[:2]:
-        assert lost.error is not None
-        assert "after 3 attempts" in lost.error
-        assert "grm" not in lost.rewards
-        assert lost.bonus == 0
-    assert some[2].error is None
-
-
-def test_only_the_answers_of_a_failed_meeting_are_lost():
-    def lies_about_two(first: str, second: str) -> Any:
-        return "?" if {first, second} == {"poor", "fair"} else by_quality(first, second)
-
-    some = [rollout(name) for name in ("good", "fair", "poor")]
-    judged(Server(lies_about_two), *some)
-    assert [one.error is None for one in some] == [True, False, False]
-    assert some[0].metrics["grm"] > 0.5
-
-
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 302])
-def test_a_refusal_is_not_asked_again(status: int):
-    server = Server(by_quality, *[fails(status, Location="/elsewhere")] * 2)
-    some = [rollout("good"), rollout("poor")]
-    judged(server, *some)
-    assert len(server.requests) == 1
-    assert f"status {status}" in str(some[0].error)
-
-
-def test_the_wait_that_is_asked_for_is_kept_within_bounds():
-    retries = Retries(max_attempts=5, backoff_s=1.0, max_backoff_s=8.0)
-    assert retries.wait_s(0, 3.0) == 3.0
-    assert retries.wait_s(0, 3600.0) == 8.0
-    assert all(2 <= retries.wait_s(2, None) <= 4 for _ in range(20))
-    assert retries.wait_s(30, None) == 8.0
-
-
-def test_another_try_is_another_draw_and_the_servers_wait_is_read():
-    server = Server(by_quality, *[replies("?")] * 2)
-    judged(server, rollout("good"), rollout("poor"))
-    assert [body["seed"] for body in server.requests] == [0, 1, 2, 0]
-
-    async def refused(**headers: str) -> float | None:
-        async with Server(by_quality, fails(429, **headers)).running() as model:
-            with pytest.raises(TransientError) as caught:
-                await model.ask([Message(role="user", content="?")], seed=0)
-        return caught.value.retry_after_s
-
-    assert asyncio.run(refused(Retry_After="7")) == 7.0
-    assert asyncio.run(refused(Retry_After="Fri, 31 Dec 1999 23:59:59 GMT")) is None
-
-
-def test_a_request_says_what_the_settings_say():
-    server = Server(by_quality)
-    settings = {"max_tokens": 9, "temperature": 0.5, "body": {"response_format": "json"}}
-    judged(server, rollout("good"), rollout("poor"), endpoint=settings)
-    wanted = {"model": "referee", "max_tokens": 9, "temperature": 0.5, "response_format": "json"}
-    assert wanted.items() <= server.requests[0].items()
-
-
-def test_requests_keep_to_their_limits():
-    async def waits(request: web.Request, body: dict[str, Any]) -> web.Response:
-        await asyncio.sleep(0.02)
-        return says('{"preference": 5}')
-
-    server = Server(by_quality, *[waits] * 16)
-    judged(server, *(rollout(f"{n}") for n in range(8)), endpoint={"max_concurrent": 2})
-    assert server.most_under_way == 2
-    assert len(server.requests) == 16
-
-
-def test_requests_begin_no_faster_than_allowed():
-    async def run() -> float:
-        server = Server(by_quality)
-        async with server.running(requests_per_s=20.0) as model:
-            loop = asyncio.get_running_loop()
-            began = loop.time()
-            question = comparison(task(), "Be good.", "good", "poor")
-            await asyncio.gather(*(model.ask(question, seed=n) for n in range(5)))
-            return loop.time() - began
-
-    assert asyncio.run(run()) >= 4 / 20
-
-
-# Keys
-
-
-def test_an_endpoint_without_a_key_is_refused_by_name(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv("REFEREE_KEY", raising=False)
-    told = "127.0.0.1:9/v1 has no key: the environment variable REFEREE_KEY is not set"
-    with pytest.raises(ValueError, match=told):
-        Endpoint(**SETTINGS | {"api_key_env": "REFEREE_KEY"})
-    monkeypatch.setenv("REFEREE_KEY", " ")
-    with pytest.raises(ValueError, match=told):
-        Endpoint(**SETTINGS | {"api_key_env": "REFEREE_KEY"})
-
-
-def test_the_key_is_sent_and_never_told(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("REFEREE_KEY", "hush")
-    server = Server(by_quality, *[fails(401)] * 2)
-    some = [rollout("good"), rollout("poor")]
-    judged(server, *some, endpoint={"api_key_env": "REFEREE_KEY"})
-    assert server.headers[0]["Authorization"] == "Bearer hush"
-    assert "api_key_env=REFEREE_KEY" in str(some[0].error)
-    assert "hush" not in str(some[0].error)
-
-
 # The local engine
 
 
@@ -521,19 +297,6 @@ def test_a_missing_checkpoint_is_named():
 def test_settings_that_make_no_sense_are_refused(change: dict[str, Any], told: str):
     with pytest.raises(ValueError, match=told):
         make(Endpoint(**SETTINGS), **change)
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"base_url": "localhost"}, "base_url='localhost'"),
-        ({"timeout_s": 0.0}, "timeout_s=0"),
-        ({"requests_per_s": 0.0}, "requests_per_s=0"),
-    ],
-)
-def test_an_endpoint_that_makes_no_sense_is_refused(change: dict[str, Any], told: str):
-    with pytest.raises(ValueError, match=told):
-        Endpoint(**SETTINGS | change)
 
 
 def test_a_task_without_rubrics_is_named():

@@ -1,7 +1,8 @@
 """How much of a swarm one rollout may have."""
 
-import math
 from dataclasses import dataclass
+
+from moonlit.checks import is_count, is_number
 
 LEAST = {
     "max_agents": 1,
@@ -42,16 +43,11 @@ class SwarmLimits:
     def __post_init__(self) -> None:
         for name, least in LEAST.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            if not is_count(value, least):
                 raise ValueError(f"limits.{name}={value!r}: want a whole number, at least {least}")
         timeout_s = self.timeout_s
         if timeout_s is not None and not (is_number(timeout_s) and timeout_s > 0):
             raise ValueError(f"limits.timeout_s={timeout_s!r}: want a number above 0, or null")
-
-
-def is_number(value: object) -> bool:
-    """Whether a value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(slots=True)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from moonlit.agents.swarm.critical_steps import widest_stage
 from moonlit.agents.swarm.findings import task_of
-from moonlit.agents.swarm.limits import is_number
 from moonlit.batch import Trajectory
+from moonlit.checks import is_count, is_number
 
 WORK = "num_useful_calls"
 """Metric of a sub-agent's rollout: tool calls that returned something."""
@@ -111,7 +111,7 @@ class ParlReward:
             raise ValueError(
                 f"reward.annealed_by={self.annealed_by!r}: want weights to end by a share in (0, 1]"
             )
-        if not isinstance(self.cap, int) or isinstance(self.cap, bool) or self.cap < 2:
+        if not is_count(self.cap, 2):
             raise ValueError(
                 f"reward.cap={self.cap!r}: want a whole number, at least 2: two sub-agents at "
                 "least make something parallel"
